@@ -1,0 +1,1 @@
+"""Remote attestation: parse, verify, appraise. Pure functions of bytes, policy and time."""

@@ -1,0 +1,45 @@
+"""Every length, count and lifetime that bounds what a stranger can make us do, in one place, with its reason."""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# --- sealed requests and responses (spec/protocol.md, section 8) ---
+CHUNK_SIZE: Final = MIB  # plaintext bytes a chunk: a 600 KB tensor is one chunk, one AEAD call
+MAX_HEADER: Final = 4 * KIB  # a request header is about 250 bytes; room for ids at their longest
+MAX_REQUEST_BODY: Final = 64 * MIB  # unary request, plaintext; 100 images of 224x224x3 float32
+MAX_RESPONSE_BODY: Final = 256 * MIB
+REQUEST_FRESHNESS_S: Final = 120  # how far a request's issue time may lie from the runtime's clock (S6)
+
+# --- calls to the KeyService (section 5) ---
+MAX_CALL: Final = 256 * KIB  # evidence with collateral is the largest part, below 64 KiB
+MAX_STATEMENT: Final = 64 * KIB
+STATEMENT_LIFETIME_S: Final = 600  # a withheld statement dies by itself
+CLOCK_SKEW_S: Final = 60  # how far ahead of ours an issuer's clock may be
+CHALLENGE_LIFETIME_S: Final = 60
+SESSION_LIFETIME_S: Final = 600  # after this a runtime attests again, with fresh evidence
+LEASE_S: Final = 60  # how long a released key may be used (S5)
+LEASE_REQUESTS: Final = 100_000  # and for how many requests: the host owns the clock
+
+# --- names and records ---
+MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*
+MAX_VERSION: Final = 32
+MAX_POLICY: Final = 32 * KIB
+MAX_EVIDENCE: Final = 64 * KIB  # an SGX/TDX quote is 5 KiB, a Nitro document 5 KiB
+MAX_COLLATERAL: Final = 256 * KIB
+
+# --- models (spec/model-format.md) ---
+MAX_MANIFEST: Final = 256 * KIB
+MAX_MODEL_FILES: Final = 64
+MAX_MODEL_BYTES: Final = 64 * 1024 * MIB
+MAX_TENSORS: Final = 64  # inputs, and outputs, of one model
+MAX_RANK: Final = 8
+MAX_GRAPH_BYTES: Final = 64 * MIB  # the graph without weights
+MAX_GRAPH_NODES: Final = 100_000
+
+# --- CBOR ---
+MAX_CBOR_DEPTH: Final = 16
+MAX_CBOR_ITEMS: Final = 4096

@@ -1,0 +1,1 @@
+"""The cloister command: thin wrappers over the services and the client."""

@@ -1,0 +1,1 @@
+"""The SDK for owners and users: attests, seals, opens."""

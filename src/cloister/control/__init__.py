@@ -1,0 +1,1 @@
+"""Untrusted control plane: packing, balancing, scaling (pure), the gateway, the simulator."""

@@ -1,0 +1,1 @@
+"""Suite 1 over pyca/cryptography: HPKE, chunked AEAD, signatures, key derivation."""

@@ -1,0 +1,1 @@
+"""The KeyService: holds keys, decides releases. Runs inside a TEE."""

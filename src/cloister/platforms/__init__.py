@@ -1,0 +1,1 @@
+"""Drivers that start, stop and reach runtime instances, behind one port."""

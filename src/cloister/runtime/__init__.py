@@ -1,0 +1,1 @@
+"""The enclave runtime: caches, scheduling, isolation, inference. Runs inside a TEE."""

@@ -1,0 +1,1 @@
+"""Bytes on the network: strict, versioned codecs for everything the specification defines."""
