@@ -1,0 +1,63 @@
+"""The ``cloister`` command: finds the sub-command, runs it, and turns errors into one clear paragraph.
+
+Exit status: 0 done, 1 refused or failed, 2 unusable arguments, 130 interrupted. A sub-command is a module with
+``SUMMARY``, ``configure(parser)`` and ``run(args) -> int``; it is imported only when it is the one that runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Final
+
+from cloister import __version__
+from cloister.base.errors import CloisterError
+from cloister.cli.output import Output, show_error
+
+# command -> (module, one line for `cloister --help`)
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "version": ("cloister.cli.version", "print the version, the engines and the simulated measurement"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS)) + 2
+    lines = "\n".join(f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="cloister",
+        description="Serve encrypted machine-learning models on infrastructure nobody has to trust.",
+        epilog=f"commands:\n{lines}\n\n`cloister COMMAND --help` explains each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="cloister COMMAND [OPTIONS]",
+    )
+    parser.add_argument("--version", action="version", version=f"cloister {__version__}")
+    parser.add_argument("command", choices=[*COMMANDS], metavar="COMMAND", help="what to do; see below")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    top = _parser()
+    args = top.parse_args(words[:1] or ["--help"])
+    module: ModuleType = importlib.import_module(COMMANDS[args.command][0])
+    parser = argparse.ArgumentParser(
+        prog=f"cloister {args.command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    module.configure(parser)
+    options = parser.parse_args(words[1:])
+    try:
+        return int(module.run(options, Output(as_json=options.json)))
+    except CloisterError as error:
+        show_error(error, as_json=options.json)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
