@@ -38,7 +38,7 @@ def decode(data: bytes, *, limit: int, what: str) -> Any:
     stream = BytesIO(data)
     try:
         value = cbor2.CBORDecoder(stream, allow_indefinite=False, allow_duplicate_keys=False).decode()
-    except Exception as error:  # noqa: BLE001  # any failure of the library on hostile bytes is the sender's
+    except Exception as error:  # any failure of the library on hostile bytes is the sender's
         raise InvalidInput("cbor-malformed", f"{what} is not well-formed CBOR") from error
     _check_types(value, what)
     if encode(value) != data:
