@@ -47,6 +47,7 @@ SNP_PRODUCT: Final = "product"  # str, "Milan", "Genoa" or "Turin"
 SNP_REPORT_VERSION: Final = "report_version"  # int, 2..5
 SNP_SIGNER: Final = "signer"  # str, "vcek" or "vlek"
 SNP_CSP_ID: Final = "csp_id"  # str, of the VLEK certificate; absent with a VCEK
+SNP_REVOCATION_CHECKED: Final = "revocation_checked"  # bool, a valid CRL was there and lists nothing of the chain
 SNP_VMPL: Final = "vmpl"  # int
 SNP_POLICY: Final = (
     "guest_policy"  # int, 64 bits (SMT 16, MIGRATE_MA 18, DEBUG 19, SINGLE_SOCKET 20, CXL_ALLOW 21, ...)
