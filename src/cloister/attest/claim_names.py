@@ -63,6 +63,10 @@ SNP_ID_KEY_DIGEST: Final = "id_key_digest"  # bytes, 48; zero when the guest was
 SNP_AUTHOR_KEY_DIGEST: Final = "author_key_digest"  # bytes, 48; zero without an author key
 SNP_FAMILY_ID: Final = "family_id"  # bytes, 16
 SNP_IMAGE_ID: Final = "image_id"  # bytes, 16
+SNP_CPUID: Final = "cpuid"  # str, "family-model-stepping" in hexadecimal (19-a0-2); absent in report version 2
+SNP_FIRMWARE_VERSION: Final = "firmware_version"  # str, current "major.minor.build"
+SNP_LAUNCH_MITIGATIONS: Final = "launch_mitigations"  # int, LAUNCH_MIT_VECTOR; absent before report version 5
+SNP_CURRENT_MITIGATIONS: Final = "current_mitigations"  # int, CURRENT_MIT_VECTOR; absent before report version 5
 SNP_PROVISIONAL_FIRMWARE: Final = "provisional_firmware"  # bool, the current TCB or version is not the committed one
 
 TCB_KINDS: Final = ("reported", "committed", "current", "launch")

@@ -26,7 +26,7 @@ class Verdict(StrEnum):
 class Step:
     """One line of a verification report.
 
-    :param code: the stable error code of a failure; ``ok`` or ``not-reached`` otherwise.
+    :param code: the stable error code of a failure; ``ok`` if passed; ``not-reached`` or the reason if skipped.
     :param clause: where the specification demands it, for example ``attestation.md 5.3``.
     """
 
@@ -59,6 +59,11 @@ class Steps:
             self._done[name] = Step(name, Verdict.FAIL, error.code, error.message, clause)
             raise
         self._done[name] = Step(name, Verdict.PASS, "ok", detail, clause)
+
+    def skip(self, name: str, code: str, detail: str) -> None:
+        """Say that a planned step could not be made and why; its absence stands in the claims, for the policy."""
+        clause = dict(self._plan)[name]
+        self._done[name] = Step(name, Verdict.SKIP, code, detail, clause)
 
     @property
     def report(self) -> tuple[Step, ...]:
