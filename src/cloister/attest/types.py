@@ -142,3 +142,16 @@ class CollateralSource(Protocol):
         :raises Unavailable: ``collateral-unavailable`` when the source is away and nothing valid is cached.
         :raises InvalidInput: ``collateral-malformed`` when what comes back is oversized or not what was asked.
         """
+
+
+class Sealer(Protocol):
+    """Port: keeps bytes for the same code with the same configuration on the same platform, across restarts."""
+
+    def seal(self, plaintext: bytes) -> bytes:
+        """Encrypt and authenticate to this measurement and configuration digest."""
+
+    def unseal(self, data: bytes) -> bytes:
+        """What was sealed.
+
+        :raises Tampered: ``unseal-failed`` when it was sealed elsewhere, by other code, or changed.
+        """

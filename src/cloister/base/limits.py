@@ -30,6 +30,14 @@ MAX_VERSION: Final = 32
 MAX_POLICY: Final = 32 * KIB
 MAX_EVIDENCE: Final = 64 * KIB  # an SGX/TDX quote is 5 KiB, a Nitro document 5 KiB
 MAX_COLLATERAL: Final = 256 * KIB
+MAX_SIMULATED_EVIDENCE: Final = 4 * KIB  # a token has about 400 bytes
+SIMULATED_EVIDENCE_LIFETIME_S: Final = 86_400  # vendors' collateral lives for weeks; a simulated token for a day
+MAX_CONFIGURATION: Final = 16 * KIB  # a measured configuration is a few hundred bytes
+MAX_CONFIGURATION_ENTRIES: Final = 128
+MAX_POLICY_RULES: Final = 64
+MAX_POLICY_ENTRIES: Final = 256  # of one allow-list
+MAX_BUNDLE: Final = 64 * KIB  # a policy, keys of witnesses and successors
+MAX_BUNDLE_ENTRIES: Final = 64  # of each of its lists
 
 # --- models (spec/model-format.md) ---
 MAX_MANIFEST: Final = 256 * KIB

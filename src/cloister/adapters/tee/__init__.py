@@ -1,0 +1,1 @@
+"""Devices of TEEs: obtain evidence and sealing keys inside the guest."""

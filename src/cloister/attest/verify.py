@@ -1,0 +1,76 @@
+"""Verify evidence of any TEE: signatures, chains, revocation, collateral, at a given time (spec/attestation.md, 2-6).
+
+The label of the evidence chooses the verifier, and the verifier refuses bytes of another TEE (clause 2.3); each one is
+imported only when it is needed, so that a service on one TEE loads no other's.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from typing import Final, Protocol, cast
+
+from cloister.attest.anchors import TrustAnchors
+from cloister.attest.steps import Steps
+from cloister.attest.types import Collateral, Evidence, TeeType, VerifiedEvidence
+from cloister.base.errors import InvalidInput, Refused
+from cloister.base.limits import MAX_COLLATERAL, MAX_EVIDENCE
+
+
+class Verifier(Protocol):
+    """What each TEE's package offers; pure, and made only of its arguments."""
+
+    def __call__(
+        self, evidence: Evidence, collateral: Collateral, anchors: TrustAnchors, now: float, steps: Steps
+    ) -> VerifiedEvidence:
+        """Verify, recording each step.
+
+        :raises InvalidInput: the bytes are not evidence or collateral of this TEE.
+        :raises Refused: they are, and a rule of the specification says no.
+        :raises Tampered: a signature does not verify.
+        """
+
+
+_VERIFIERS: Final[dict[TeeType, tuple[str, str]]] = {
+    TeeType.SGX: ("cloister.attest.dcap", "verify_sgx"),
+    TeeType.TDX: ("cloister.attest.dcap", "verify_tdx"),
+    TeeType.SEV_SNP: ("cloister.attest.snp", "verify"),
+    TeeType.NITRO: ("cloister.attest.nitro", "verify"),
+    TeeType.SIMULATION: ("cloister.attest.simulation", "verify"),
+}
+
+
+def verify(
+    evidence: Evidence,
+    collateral: Collateral,
+    anchors: TrustAnchors,
+    now: float,
+    steps: Steps | None = None,
+) -> VerifiedEvidence:
+    """What this evidence proves at ``now`` (Unix seconds) under these trust anchors.
+
+    :param steps: records every step for a report; see :mod:`cloister.attest.steps`.
+    :raises InvalidInput: ``evidence-too-long``, ``collateral-too-long``, and each parser's codes.
+    :raises Refused: ``evidence-other-tee``, ``evidence-expired``, and each verifier's codes.
+    :raises Tampered: a signature does not verify.
+    """
+    if not math.isfinite(now) or now < 0:
+        raise InvalidInput("time-malformed", f"the time of verification is {now}, which is no Unix time")
+    size = len(evidence.body) + sum(map(len, evidence.endorsements.values()))
+    if size > MAX_EVIDENCE:
+        raise InvalidInput("evidence-too-long", f"the evidence has {size} bytes; at most {MAX_EVIDENCE} are accepted")
+    size = sum(map(len, collateral.files.values()))
+    if size > MAX_COLLATERAL:
+        raise InvalidInput(
+            "collateral-too-long", f"the collateral has {size} bytes; at most {MAX_COLLATERAL} are accepted"
+        )
+    module, name = _VERIFIERS[evidence.tee]
+    verifier = cast(Verifier, getattr(import_module(module), name))
+    verified = verifier(evidence, collateral, anchors, now, Steps() if steps is None else steps)
+    if verified.claims.tee is not evidence.tee:
+        raise Refused(
+            "evidence-other-tee", f"evidence labelled {evidence.tee} turned out to be of {verified.claims.tee}"
+        )
+    if verified.expires_at < now:
+        raise Refused("evidence-expired", "something that the evidence rests on had already expired")
+    return verified

@@ -1,0 +1,19 @@
+"""Fixtures that every area of the tests may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def evidence_dir() -> Path:
+    """Recorded evidence of real TEEs; it is not part of this repository, so tests of it skip where it is absent."""
+    named = os.environ.get("CLOISTER_EVIDENCE_DIR")
+    repository = Path(__file__).parents[1]
+    folder = Path(named) if named else repository.parent / "shared" / "vectors" / "attestation"
+    if not folder.is_dir():
+        pytest.skip("no recorded evidence: set CLOISTER_EVIDENCE_DIR to a folder that has it")
+    return folder
