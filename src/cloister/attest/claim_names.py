@@ -19,6 +19,8 @@ SMT: Final = (
 )
 DYNAMIC_PLATFORM: Final = "dynamic_platform"  # bool, packages may be added to the platform; absent for single-package
 CACHED_KEYS: Final = "cached_keys"  # bool, platform root keys are kept by Intel's registration service; absent likewise
+QUOTE_VERSION: Final = "quote_version"  # int, 3 (SGX), 4 or 5 (TDX)
+PLATFORM_INSTANCE_ID: Final = "platform_instance_id"  # bytes, 16; absent for single-package platforms
 
 # --- SGX; measurements are mrenclave and mrsigner, security_version is ISVSVN ---
 SGX_FLAGS: Final = (
@@ -33,14 +35,15 @@ SGX_CONFIG_ID: Final = "config_id"  # bytes, 64, CONFIGID
 SGX_CONFIG_SVN: Final = "config_svn"  # int, CONFIGSVN
 
 # --- TDX; measurements are mrtd and rtmr0..3, security_version is 0 ---
-TD_REPORT: Final = "td_report"  # str, "1.0" or "1.5"
+TD_REPORT: Final = "td_report"  # str, "1.0", "1.5" or "1.5ex"
 TD_ATTRIBUTES: Final = "td_attributes"  # int (DEBUG 0, SEPT_VE_DISABLE 28, MIGRATABLE 29, PKS 30, KL 31, PERFMON 63)
 TD_XFAM: Final = "xfam"  # int
 TD_CONFIG_ID: Final = "mr_config_id"  # bytes, 48, MRCONFIGID
 TD_OWNER: Final = "mr_owner"  # bytes, 48, MROWNER
 TD_OWNER_CONFIG: Final = "mr_owner_config"  # bytes, 48, MROWNERCONFIG
 TD_SEAM: Final = "mr_seam"  # bytes, 48, MRSEAM
-TD_TEE_TCB_SVN: Final = "tee_tcb_svn"  # bytes, 16
+TD_TEE_TCB_SVN: Final = "tee_tcb_svn"  # bytes, 16, at launch
+TD_TEE_TCB_SVN2: Final = "tee_tcb_svn2"  # bytes, 16, now; absent before TD report 1.5
 
 # --- SEV-SNP (section 4); measurement is "measurement", security_version is GUEST_SVN, platform_id is CHIP_ID ---
 SNP_PRODUCT: Final = "product"  # str, "Milan", "Genoa" or "Turin"

@@ -38,6 +38,9 @@ MAX_POLICY_RULES: Final = 64
 MAX_POLICY_ENTRIES: Final = 256  # of one allow-list
 MAX_BUNDLE: Final = 64 * KIB  # a policy, keys of witnesses and successors
 MAX_BUNDLE_ENTRIES: Final = 64  # of each of its lists
+MAX_QUOTE_PADDING: Final = 4 * KIB  # zeros after a quote: TDX generators fill their buffer; 70 bytes were seen
+MAX_QE_AUTHENTICATION: Final = KIB  # 32 bytes in every quote seen
+MAX_PCK_CHAIN: Final = 16 * KIB  # three certificates of about 1 KiB, as PEM
 
 # --- models (spec/model-format.md) ---
 MAX_MANIFEST: Final = 256 * KIB
