@@ -24,6 +24,10 @@ SESSION_LIFETIME_S: Final = 600  # after this a runtime attests again, with fres
 LEASE_S: Final = 60  # how long a released key may be used (S5)
 LEASE_REQUESTS: Final = 100_000  # and for how many requests: the host owns the clock
 
+# --- the KeyService's log and state (section 6, 13) ---
+MAX_ENTRY: Final = 80 * KIB  # a statement of MAX_STATEMENT and its frame
+MAX_RECEIPT: Final = 8 * KIB  # 64 hashes and a signature
+
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*
 MAX_VERSION: Final = 32

@@ -1,1 +1,1 @@
-"""The append-only Merkle log: tree heads, inclusion and consistency proofs."""
+"""The append-only log: entries, Merkle tree, receipts, consistency. Pure."""
