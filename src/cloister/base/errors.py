@@ -1,4 +1,4 @@
-"""One exception root, four families by whose fault it is (spec/protocol.md, section 12).
+"""One exception root, four families by whose fault it is (spec/protocol.md, section 11).
 
     CloisterError
     ├── InvalidInput    you sent nonsense: malformed, oversized, of the wrong type or version
