@@ -1,0 +1,42 @@
+"""The only place that imports ONNX Runtime, with its telemetry off.
+
+The Linux wheels from 1.29 on start a thread that sends graph names, operator sets and error strings of the *decrypted*
+model to the vendor, and writes a database under the user's cache folder. ``ORT_DISABLE_TELEMETRY=1`` is read when the
+library is loaded; ``disable_telemetry_events()`` is too late. A process that imported it otherwise must not serve.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Final
+
+from cloister.base.errors import Unavailable
+
+_SWITCH: Final = "ORT_DISABLE_TELEMETRY"
+# Would let a model file choose its own session options (profiling writes files): never, whatever the environment says.
+_MODEL_CONFIG: Final = "ORT_LOAD_CONFIG_FROM_MODEL"
+_FATAL: Final = 4
+
+
+def runtime() -> Any:
+    """The ``onnxruntime`` module, imported with telemetry off.
+
+    :raises Unavailable: ``engine-unsafe`` when it was imported before with telemetry on, ``engine-missing`` when it
+        is not installed.
+    """
+    if "onnxruntime" in sys.modules and os.environ.get(_SWITCH) != "1":
+        raise Unavailable(
+            "engine-unsafe",
+            "ONNX Runtime was imported with its telemetry on",
+            hint=f"Set {_SWITCH}=1 in the environment, or let Cloister import it first.",
+        )
+    os.environ[_SWITCH] = "1"
+    os.environ.pop(_MODEL_CONFIG, None)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Unavailable("engine-missing", "ONNX Runtime is not installed") from error
+    # Its log lines name nodes and shapes of decrypted models.
+    onnxruntime.set_default_logger_severity(_FATAL)
+    return onnxruntime

@@ -1,0 +1,66 @@
+"""Which operators an ONNX model may use, by domain, and why the rest may not.
+
+Left out on purpose: ``Loop`` and the generators of com.microsoft (run without end), ``Random*``, ``Bernoulli`` and
+``Multinomial`` (state between users, and no known answer), sequences, optionals and maps (no tensor at the port),
+``ImageDecoder``, string parsing and regular expressions (parsers in C++ fed with users' bytes), ``EPContext`` and its
+like (load further code), training, and everything of domains not named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+ONNX: Final = ""
+ML: Final = "ai.onnx.ml"
+MICROSOFT: Final = "com.microsoft"
+NCHWC: Final = "com.microsoft.nchwc"
+
+OPSETS: Final[Mapping[str, tuple[int, int]]] = {ONNX: (7, 26), ML: (1, 5), MICROSOFT: (1, 1), NCHWC: (1, 1)}
+"""Lowest and highest operator set version. ONNX Runtime 1.31 marks 27 as not final."""
+
+SUBGRAPHS: Final[Mapping[str, tuple[str, ...]]] = {
+    "If": ("then_branch", "else_branch"),
+    "Scan": ("body",),  # runs once per slice of its input: as bounded as the input
+}
+"""Operators that hold graphs, and in which attributes."""
+
+_ONNX_OPERATORS: Final = """
+Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BitShift
+BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow Cast CastLike Ceil Celu CenterCropPad Clip Col2Im Compress
+Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum DFT DepthToSpace DequantizeLinear Det Div
+Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor GRU Gather GatherElements GatherND
+Gelu Gemm GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization
+HammingWindow HannWindow HardSigmoid HardSwish Hardmax Identity If InstanceNormalization IsInf IsNaN LRN LSTM
+LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool MatMul MatMulInteger Max MaxPool
+Mean MeanVarianceNormalization Min Mish Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or PRelu Pad Pow QLinearConv
+QLinearMatMul QuantizeLinear RMSNormalization RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize ReverseSequence RoiAlign
+RotaryEmbedding Round Scan ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus
+Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unique
+Unsqueeze Upsample Where Xor
+"""
+
+_ML_OPERATORS: Final = """
+ArrayFeatureExtractor Binarizer FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor Normalizer
+OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier TreeEnsembleRegressor
+"""
+
+# What ONNX Runtime's own optimiser fuses into on a CPU, and the quantised operators its quantiser writes.
+_MICROSOFT_OPERATORS: Final = """
+Attention BiasGelu BiasSoftmax ConvTransposeWithDynamicPads DequantizeLinear DynamicQuantizeMatMul
+EmbedLayerNormalization FastGelu FusedConv FusedGemm FusedMatMul FusedMatMulActivation Gelu MatMulIntegerToFloat
+MatMulNBits MultiHeadAttention QAttention QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv
+QLinearGlobalAveragePool QLinearLeakyRelu QLinearMul QLinearSigmoid QLinearSoftmax QuantizeLinear QuickGelu
+RotaryEmbedding SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul NhwcMaxPool
+"""
+
+# The layout that suits the vector unit; written by the optimiser only, checked more closely in onnx_graph.py.
+_NCHWC_OPERATORS: Final = "Conv MaxPool AveragePool GlobalMaxPool GlobalAveragePool ReorderInput ReorderOutput Upsample"
+
+OPERATORS: Final[Mapping[str, frozenset[str]]] = {
+    ONNX: frozenset(_ONNX_OPERATORS.split()),
+    ML: frozenset(_ML_OPERATORS.split()),
+    MICROSOFT: frozenset(_MICROSOFT_OPERATORS.split()),
+    NCHWC: frozenset(_NCHWC_OPERATORS.split()),
+}

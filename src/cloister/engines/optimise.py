@@ -1,0 +1,206 @@
+"""Packing an ONNX model for fast loads: graph and weights apart, and a variant tuned for this CPU.
+
+Runs on the owner's machine, outside any TEE; the only module here that imports the ``onnx`` package. Plaintext passes
+through memory files only, never a disk.
+
+Weights that both variants hold byte for byte lie in ``weights.shared.bin``, the rest beside each. The blocked layout of
+convolutions differs from the plain one, so vision models are stored almost twice; a loader fetches one variant.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cloister.base.errors import InvalidInput
+from cloister.engines import _ort, known_answer, registry
+from cloister.engines.buffers import aligned
+from cloister.engines.cpu import this_cpu
+from cloister.engines.onnx_graph import WEIGHT_FILES, check
+from cloister.engines.package import INDEX_FILE, Package, Variant
+from cloister.engines.port import ModelParts, Session
+
+SHARED, PLAIN, TUNED = WEIGHT_FILES
+GRAPH_PLAIN: Final = "graph.onnx"
+GRAPH_TUNED: Final = "graph.tuned.onnx"
+_THRESHOLD: Final = 1024  # bytes; smaller tensors (shapes, limits) stay inside, where shape inference needs them
+_MIN_TOLERANCE: Final = 100  # ppm: kernels of one CPU differ in the order of sums
+_MAX_TOLERANCE: Final = 20_000  # ppm between plain and tuned; more is a fault, not rounding
+_SAFETY: Final = 20  # other CPUs that run the plain variant sum in other orders
+
+
+@dataclass(frozen=True, slots=True)
+class PackedModel:
+    """What packing made.
+
+    :param package: the index, parsed.
+    :param files: name to plaintext, the index (:data:`cloister.engines.package.INDEX_FILE`) among them; each is to
+        be encrypted as it is.
+    """
+
+    package: Package
+    files: Mapping[str, bytes]
+
+
+def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedModel:
+    """Pack a serialised ONNX model that holds its weights.
+
+    :param tuned: also make the variant for this machine's CPU.
+    :param seed: of the known answer's input.
+    :raises InvalidInput: as :func:`cloister.engines.onnx_graph.check`, naming the operator; ``model-unstable`` when
+        the tuned variant computes something else than the plain one.
+    """
+    checked = check(model, explain=True)
+    if checked.tuned or checked.external:
+        raise InvalidInput("model-malformed", "the model was already packed or tuned", hint="Pack the exported model.")
+    import onnx
+
+    plain = onnx.load_from_string(model)
+    _trim(plain)
+    raw = _session({GRAPH_PLAIN: plain.SerializeToString()}, Variant("plain", GRAPH_PLAIN, (), None))
+    known = known_answer.record(raw, seed=seed, tolerance=_MAX_TOLERANCE)
+    raw.close()
+    graphs = [plain]
+    if tuned:
+        graphs.insert(0, onnx.load_from_string(_optimised(plain.SerializeToString())))
+        _trim(graphs[0])
+    files, variants = _split(graphs)
+    worst = 0
+    for variant in variants:
+        session = _session(files, variant)
+        worst = max(worst, _deviation(session, known))
+        session.close()
+    tolerance = min(_MAX_TOLERANCE, max(_MIN_TOLERANCE, _SAFETY * worst))
+    known = known_answer.KnownAnswer(known.seed, tolerance, known.outputs)
+    package = Package("onnx", checked.inputs, checked.outputs, tuple(variants), known)
+    index = package.encode()
+    return PackedModel(Package.parse(index), {INDEX_FILE: index, **files})
+
+
+def _deviation(session: Session, known: known_answer.KnownAnswer) -> int:
+    found = known_answer.deviation(session, known)
+    if not 0 <= found <= _MAX_TOLERANCE:
+        raise InvalidInput(
+            "model-unstable",
+            "the optimised model computes something else than the original, or not twice the same",
+            hint="Random operators, NaN outputs and overflow do this; pack with tuned=False if it is the optimiser.",
+        )
+    return found
+
+
+def _session(files: Mapping[str, bytes], variant: Variant) -> Session:
+    parts = ModelParts(
+        files[variant.graph], {name: files[name] for name in variant.weights}, tuned=variant.tuned_for is not None
+    )
+    return registry.engine("onnx").load(parts)
+
+
+def _optimised(model: bytes) -> bytes:
+    """The graph as ONNX Runtime optimises it for this CPU, weights inside."""
+    ort = _ort.runtime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    descriptor = os.memfd_create("optimised", os.MFD_CLOEXEC)
+    try:
+        options.optimized_model_filepath = f"/proc/self/fd/{descriptor}"
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        with open(descriptor, "rb", closefd=False) as stream:  # a descriptor has no path
+            stream.seek(0)
+            return stream.read()
+    finally:
+        os.close(descriptor)
+
+
+def _trim(model: Any) -> None:
+    """Drop what an engine does not need and a user need not learn: who made it with what, notes, unused domains."""
+    for field in ("producer_name", "producer_version", "domain", "doc_string", "metadata_props", "model_version"):
+        model.ClearField(field)
+    model.graph.ClearField("doc_string")
+    used = {_domain(node.domain) for graph in _graphs(model.graph) for node in graph.node} | {""}
+    kept = [entry for entry in model.opset_import if _domain(entry.domain) in used]
+    pairs = [(entry.domain, entry.version) for entry in kept]
+    model.ClearField("opset_import")
+    for domain, version in pairs:
+        model.opset_import.add(domain=domain, version=version)
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            node.ClearField("doc_string")
+            node.ClearField("metadata_props")
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _graphs(graph: Any) -> Iterable[Any]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+class _Blob:
+    """Grows a weights file; equal values are stored once."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._known: dict[bytes, int] = {}
+
+    def put(self, values: bytes) -> int:
+        """:returns: the offset of ``values``, a multiple of the alignment."""
+        digest = hashlib.sha256(values).digest()
+        if digest not in self._known:
+            self.data.extend(bytes(aligned(len(self.data)) - len(self.data)))
+            self._known[digest] = len(self.data)
+            self.data.extend(values)
+        return self._known[digest]
+
+
+def _split(models: list[Any]) -> tuple[dict[str, bytes], list[Variant]]:
+    """Move weights out of the graphs (the last one is the plain one) and name the variants."""
+    contents = [{hashlib.sha256(raw).digest() for _, raw in _large(model)} for model in models]
+    shared = contents[0] & contents[1] if len(contents) == 2 else set()
+    blobs = {name: _Blob() for name in WEIGHT_FILES}
+    files: dict[str, bytes] = {}
+    variants: list[Variant] = []
+    for model in models:
+        is_plain = model is models[-1]
+        graph, own = (GRAPH_PLAIN, PLAIN) if is_plain else (GRAPH_TUNED, TUNED)
+        used: set[str] = set()
+        for tensor, raw in _large(model):
+            file = SHARED if hashlib.sha256(raw).digest() in shared else own
+            _move_out(tensor, file, blobs[file].put(raw), len(raw))
+            used.add(file)
+        files[graph] = model.SerializeToString()
+        weights = tuple(name for name in WEIGHT_FILES if name in used)
+        variants.append(Variant("plain" if is_plain else "tuned", graph, weights, None if is_plain else this_cpu()))
+    files.update({name: bytes(blob.data) for name, blob in blobs.items() if blob.data})
+    return files, variants
+
+
+def _large(model: Any) -> Iterable[tuple[Any, bytes]]:
+    """Initializers worth moving out, with their values as they lie in memory."""
+    from onnx import TensorProto, numpy_helper
+
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (TensorProto.STRING, TensorProto.BFLOAT16) or tensor.data_location:
+            continue
+        raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+        if len(raw) >= _THRESHOLD:
+            yield tensor, raw
+
+
+def _move_out(tensor: Any, file: str, offset: int, length: int) -> None:
+    from onnx import TensorProto
+
+    for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        tensor.ClearField(field)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", file), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
