@@ -21,6 +21,8 @@ TCB_STATUSES: Final = (
     "ConfigurationAndSWHardeningNeeded",
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
 )
 
 _OTHER_CODE: Final = "code that nobody reviewed is accepted"

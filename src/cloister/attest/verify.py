@@ -32,11 +32,11 @@ class Verifier(Protocol):
 
 
 _VERIFIERS: Final[dict[TeeType, tuple[str, str]]] = {
-    TeeType.SGX: ("cloister.attest.dcap", "verify_sgx"),
-    TeeType.TDX: ("cloister.attest.dcap", "verify_tdx"),
-    TeeType.SEV_SNP: ("cloister.attest.snp", "verify"),
-    TeeType.NITRO: ("cloister.attest.nitro", "verify"),
-    TeeType.SIMULATION: ("cloister.attest.simulation", "verify"),
+    TeeType.SGX: ("cloister.attest.dcap.verify", "verify_sgx"),
+    TeeType.TDX: ("cloister.attest.dcap.verify", "verify_tdx"),
+    TeeType.SEV_SNP: ("cloister.attest.snp.verify", "verify"),
+    TeeType.NITRO: ("cloister.attest.nitro.verify", "verify"),
+    TeeType.SIMULATION: ("cloister.attest.simulation.verify", "verify"),
 }
 
 
