@@ -211,9 +211,7 @@ def load_crl(der: bytes, what: str) -> RevocationList:
     except Exception as error:  # as above
         raise InvalidInput("crl-malformed", f"{what} is not an X.509 revocation list in DER with an end") from error
     if critical or partial:
-        raise Refused(
-            "crl-not-complete", f"{what} is a delta, of limited scope, or has a critical extension"
-        )
+        raise Refused("crl-not-complete", f"{what} is a delta, of limited scope, or has a critical extension")
     return read
 
 
