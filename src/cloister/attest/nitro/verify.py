@@ -21,13 +21,13 @@ from cloister.base.errors import InvalidInput, Refused, Tampered
 from cloister.base.limits import CLOCK_SKEW_S
 
 PLAN: Final = (
-    ("nitro-document", "attestation.md 5.1"),
-    ("nitro-certificates", "attestation.md 5.2"),
-    ("nitro-chain", "attestation.md 5.3"),
-    ("nitro-validity", "attestation.md 2.5"),
-    ("nitro-signature", "attestation.md 5.4"),
-    ("nitro-pcrs", "attestation.md 5.5"),
-    ("nitro-timestamp", "attestation.md 5.6"),
+    ("parse", "attestation.md 5.1"),
+    ("certificates", "attestation.md 5.2"),
+    ("chain", "attestation.md 5.3"),
+    ("validity", "attestation.md 2.5"),
+    ("signature", "attestation.md 5.4"),
+    ("pcrs", "attestation.md 5.5"),
+    ("timestamp", "attestation.md 5.6"),
 )
 _IMAGE_PCRS: Final = (0, 1, 2)  # enclave image, kernel and boot, application
 
@@ -47,24 +47,24 @@ def verify(
     :raises Tampered: ``certificate-signature``, ``nitro-signature``.
     """
     steps.extend(PLAN)
-    with steps.step("nitro-document"):
+    with steps.step("parse"):
         if evidence.tee is not TeeType.NITRO:
             raise InvalidInput("evidence-tee", f"evidence of {evidence.tee} is not a Nitro document")
         document = parse(evidence.body)
-    with steps.step("nitro-certificates"):
+    with steps.step("certificates"):
         issuers = tuple(x509.load_certificate(der, "a CA of the bundle") for der in document.cabundle)
         leaf = x509.load_certificate(document.certificate, "the enclave's certificate")
-    with steps.step("nitro-chain"):
+    with steps.step("chain"):
         _check_chain(issuers, leaf, anchors)
-    with steps.step("nitro-validity"):
+    with steps.step("validity"):
         for at, certificate in enumerate(issuers):
             x509.check_window(certificate.not_before, certificate.not_after, now, _name(at))
         x509.check_window(leaf.not_before, leaf.not_after, now, "the enclave's certificate")
-    with steps.step("nitro-signature"):
+    with steps.step("signature"):
         check_signature(document, leaf)
-    with steps.step("nitro-pcrs"):
+    with steps.step("pcrs"):
         debug = _is_debug(document)
-    with steps.step("nitro-timestamp"):
+    with steps.step("timestamp"):
         _check_timestamp(document, leaf, now)
     return VerifiedEvidence(
         claims=_claims(document, debug=debug),

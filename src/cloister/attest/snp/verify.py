@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cloister.attest import claim_names as names
 from cloister.attest import x509
 from cloister.attest.anchors import TrustAnchors
-from cloister.attest.snp import parse as fields
 from cloister.attest.snp.certificates import (
     Chain,
     Leaf,
@@ -26,7 +25,20 @@ from cloister.attest.snp.certificates import (
     read_leaf,
     verify_chain,
 )
-from cloister.attest.snp.parse import SnpReport, parse
+from cloister.attest.snp.parse import (
+    PLATFORM_ALIAS_CHECK_COMPLETE,
+    PLATFORM_SMT,
+    POLICY_CIPHERTEXT_HIDING,
+    POLICY_CXL,
+    POLICY_DEBUG,
+    POLICY_MIGRATE_MA,
+    POLICY_RESERVED_ONE,
+    POLICY_RESERVED_ZERO,
+    POLICY_SINGLE_SOCKET,
+    POLICY_SMT,
+    SnpReport,
+    parse,
+)
 from cloister.attest.snp.tcb import Product, require_at_most
 from cloister.attest.steps import Steps
 from cloister.attest.types import Claims, ClaimValue, Collateral, Evidence, TeeType, VerifiedEvidence
@@ -34,17 +46,17 @@ from cloister.base.errors import InvalidInput, Refused, Tampered
 from cloister.crypto.digest import same
 
 PLAN: Final = (
-    ("snp-report", "attestation.md 4.1"),
-    ("snp-signing-key", "attestation.md 4.2"),
-    ("snp-guest-policy", "attestation.md 4.8"),
-    ("snp-certificates", "attestation.md 4.12"),
-    ("snp-chain", "attestation.md 4.3"),
-    ("snp-validity", "attestation.md 2.5"),
-    ("snp-revocation", "attestation.md 4.4"),
-    ("snp-signature", "attestation.md 4.7"),
-    ("snp-product", "attestation.md 4.9"),
-    ("snp-identity", "attestation.md 4.5"),
-    ("snp-tcb", "attestation.md 4.6"),
+    ("parse", "attestation.md 4.1"),
+    ("signing-key", "attestation.md 4.2"),
+    ("guest-policy", "attestation.md 4.8"),
+    ("certificates", "attestation.md 4.12"),
+    ("chain", "attestation.md 4.3"),
+    ("validity", "attestation.md 2.5"),
+    ("revocation", "attestation.md 4.4"),
+    ("signature", "attestation.md 4.7"),
+    ("product", "attestation.md 4.9"),
+    ("identity", "attestation.md 4.5"),
+    ("tcb", "attestation.md 4.6"),
 )
 
 P384_ORDER: Final = int(
@@ -65,35 +77,35 @@ def verify(
     :raises Tampered: ``certificate-signature``, ``snp-signature``.
     """
     steps.extend(PLAN)
-    with steps.step("snp-report"):
+    with steps.step("parse"):
         if evidence.tee is not TeeType.SEV_SNP:
             raise InvalidInput("evidence-tee", f"evidence of {evidence.tee} is not an SEV-SNP report")
         report = parse(evidence.body)
-    with steps.step("snp-signing-key"):
+    with steps.step("signing-key"):
         signer = _signer(report)
         _check_key_flags(report)
-    with steps.step("snp-guest-policy"):
+    with steps.step("guest-policy"):
         _check_guest_policy(report.policy)
-    with steps.step("snp-certificates"):
+    with steps.step("certificates"):
         chain = collect(evidence, collateral, signer)
-    with steps.step("snp-chain"):
+    with steps.step("chain"):
         product = verify_chain(chain, signer, anchors)
-    with steps.step("snp-validity"):
+    with steps.step("validity"):
         for what, certificate in chain.named:
             x509.check_window(certificate.not_before, certificate.not_after, now, what)
     if chain.crl is None:
-        steps.skip("snp-revocation", "no-crl", "no CRL was given; the claim revocation_checked is false")
+        steps.skip("revocation", "no-crl", "no CRL was given; the claim revocation_checked is false")
     else:
-        with steps.step("snp-revocation"):
+        with steps.step("revocation"):
             check_revocation(chain.crl, chain, now)
-    with steps.step("snp-signature"):
+    with steps.step("signature"):
         check_signature(report, chain.leaf)
-    with steps.step("snp-product", f"{product.name}, {signer.name}"):
+    with steps.step("product", f"{product.name}, {signer.name}"):
         leaf = read_leaf(chain.leaf, signer, product)
         _check_cpu(report, product)
-    with steps.step("snp-identity"):
+    with steps.step("identity"):
         _check_identity(report, leaf)
-    with steps.step("snp-tcb"):
+    with steps.step("tcb"):
         _check_tcb(report, leaf, product)
     ends = [certificate.not_after for _, certificate in chain.named]
     if chain.crl is not None:
@@ -120,11 +132,11 @@ def _check_key_flags(report: SnpReport) -> None:
 
 def _check_guest_policy(policy: int) -> None:
     """Clause 4.8."""
-    if not policy & fields.POLICY_RESERVED_ONE:
+    if not policy & POLICY_RESERVED_ONE:
         raise Refused("snp-policy-bit-17", "bit 17 of the guest policy is 0, and must be 1")
-    if policy & fields.POLICY_RESERVED_ZERO:
+    if policy & POLICY_RESERVED_ZERO:
         raise Refused("snp-policy-unknown-bits", "the guest policy has bits unknown here (26 to 63)")
-    if policy & fields.POLICY_MIGRATE_MA:
+    if policy & POLICY_MIGRATE_MA:
         raise Refused("snp-migration-agent", "the guest policy allows a migration agent, which could hand the guest on")
 
 
@@ -187,12 +199,12 @@ def _claims(report: SnpReport, chain: Chain, leaf: Leaf, signer: Signer, product
         names.SNP_VMPL: report.vmpl,
         names.SNP_POLICY: policy,
         names.SNP_PLATFORM_INFO: platform,
-        names.SMT: bool(platform & fields.PLATFORM_SMT),
-        names.SNP_ALIAS_CHECK_COMPLETE: bool(platform & fields.PLATFORM_ALIAS_CHECK_COMPLETE),
-        names.SNP_POLICY_SMT: bool(policy & fields.POLICY_SMT),
-        names.SNP_POLICY_SINGLE_SOCKET: bool(policy & fields.POLICY_SINGLE_SOCKET),
-        names.SNP_POLICY_CXL: bool(policy & fields.POLICY_CXL),
-        names.SNP_POLICY_CIPHERTEXT_HIDING: bool(policy & fields.POLICY_CIPHERTEXT_HIDING),
+        names.SMT: bool(platform & PLATFORM_SMT),
+        names.SNP_ALIAS_CHECK_COMPLETE: bool(platform & PLATFORM_ALIAS_CHECK_COMPLETE),
+        names.SNP_POLICY_SMT: bool(policy & POLICY_SMT),
+        names.SNP_POLICY_SINGLE_SOCKET: bool(policy & POLICY_SINGLE_SOCKET),
+        names.SNP_POLICY_CXL: bool(policy & POLICY_CXL),
+        names.SNP_POLICY_CIPHERTEXT_HIDING: bool(policy & POLICY_CIPHERTEXT_HIDING),
         names.SNP_HOST_DATA: report.host_data,
         names.SNP_ID_KEY_DIGEST: report.id_key_digest,
         names.SNP_AUTHOR_KEY_DIGEST: report.author_key_digest,
@@ -218,7 +230,7 @@ def _claims(report: SnpReport, chain: Chain, leaf: Leaf, signer: Signer, product
         tee=TeeType.SEV_SNP,
         measurements=MappingProxyType({"measurement": report.measurement}),
         report_data=report.report_data,
-        debug=bool(policy & fields.POLICY_DEBUG),
+        debug=bool(policy & POLICY_DEBUG),
         tcb_status="UpToDate",
         advisories=(),
         security_version=report.guest_svn,
