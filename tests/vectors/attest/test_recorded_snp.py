@@ -59,7 +59,7 @@ def test_what_the_recorded_genoa_report_says(evidence_dir: Path) -> None:
     assert specific[names.SNP_CPUID] == "19-a0-2"
     assert [specific[names.snp_tcb("reported", part)] for part in PRODUCTS["Genoa"].layout] == [10, 0, 27, 27]
     assert len(found.claims.platform_id) == 64
-    assert found.expires_at == 2002143696.0  # notAfter of the VCEK
+    assert found.expires_at == 1992294096.0  # notAfter of the VCEK, 2033-02-17T23:01:36Z
 
 
 def test_what_the_recorded_vlek_report_says(evidence_dir: Path) -> None:
