@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no deadline: two cores are shared by whatever else runs.
+settings.register_profile("cloister", deadline=None, derandomize=True)
+settings.load_profile("cloister")
 
 
 @pytest.fixture(scope="session")

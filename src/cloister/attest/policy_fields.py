@@ -40,11 +40,11 @@ def _measurement(name: str, length: int, label: str, *, nonzero: bool = True) ->
     )
 
 
-def _launch(name: str, claim: str, length: int, label: str, risk: str) -> Field:
+def _launch(name: str, claim: str, length: int, label: str, risk: str, *, configuration: bool = True) -> Field:
     dashed = name.replace("_", "-")
     return Field(
         name,
-        Digests(length, configuration=True),
+        Digests(length, configuration=configuration),
         f"specific.{claim}",
         f"{dashed}-not-allowed",
         label,
@@ -289,16 +289,21 @@ _SEV_SNP: Final = (
         risk="less privileged software in the guest may speak for all of it",
     ),
     _launch("host_data", names.SNP_HOST_DATA, 32, "HOST_DATA", "the host chooses the data given at launch"),
-    _launch("id_key_digest", names.SNP_ID_KEY_DIGEST, 48, "ID_KEY_DIGEST", "anyone may have signed the ID block"),
-    _launch(
-        "author_key_digest",
-        names.SNP_AUTHOR_KEY_DIGEST,
-        48,
-        "AUTHOR_KEY_DIGEST",
-        "anyone may have certified the ID key",
+    *(
+        _launch(name, claim, length, label, risk, configuration=False)
+        for name, claim, length, label, risk in (
+            ("id_key_digest", names.SNP_ID_KEY_DIGEST, 48, "ID_KEY_DIGEST", "anyone may have signed the ID block"),
+            (
+                "author_key_digest",
+                names.SNP_AUTHOR_KEY_DIGEST,
+                48,
+                "AUTHOR_KEY_DIGEST",
+                "anyone may have certified the ID key",
+            ),
+            ("family_id", names.SNP_FAMILY_ID, 16, "FAMILY_ID", "images of any family are accepted"),
+            ("image_id", names.SNP_IMAGE_ID, 16, "IMAGE_ID", "any image of the family is accepted"),
+        )
     ),
-    _launch("family_id", names.SNP_FAMILY_ID, 16, "FAMILY_ID", "images of any family are accepted"),
-    _launch("image_id", names.SNP_IMAGE_ID, 16, "IMAGE_ID", "any image of the family is accepted"),
     _security_version("The security version (GUEST_SVN)"),
     Field(
         "vlek_csp_ids",

@@ -1,0 +1,221 @@
+"""Policies: TOML and CBOR say the same; every mistake is named with its place; nothing is left out unsaid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister.attest.appraise import appraise
+from cloister.attest.policy import Policy, Rule
+from cloister.attest.policy_fields import FIELDS
+from cloister.attest.policy_kinds import LeftOut
+from cloister.attest.policy_observed import policy_for
+from cloister.attest.policy_toml import format_policy, parse_policy
+from cloister.attest.policy_words import explain_policy
+from cloister.attest.types import TeeType
+from cloister.base.errors import InvalidInput, Refused
+from cloister.wire import cbor
+
+TEXT = """
+version = 1
+co_tenancy = true
+
+[rule.lab]
+tee = "insecure-simulation"
+measurement = ["{m}"]
+minimum_security_version = 0
+maximum_age_s = 600
+configuration = "any-configuration"
+isolation = ["strict", "per-user"]
+""".format(m="ab" * 48)
+
+
+def refused(text: str) -> tuple[str, str]:
+    with pytest.raises(InvalidInput) as caught:
+        parse_policy(text)
+    return caught.value.code, caught.value.details.get("place", "")
+
+
+def test_text_encoding_and_value_say_the_same(case: Any) -> None:
+    policy = Policy((*case.policy("main").rules, *case.policy("spare").rules), co_tenancy=True)
+    assert parse_policy(format_policy(policy)) == policy
+    assert Policy.decode(policy.encode()) == policy
+    assert Policy.decode(policy.encode()).digest == policy.digest
+    assert len(policy.digest) == 32
+
+
+def test_a_policy_is_read() -> None:
+    policy = parse_policy(TEXT)
+    rule = policy.rules[0]
+    assert (rule.name, rule.tee, policy.co_tenancy) == ("lab", TeeType.SIMULATION, True)
+    assert rule.values["measurement"] == (b"\xab" * 48,)
+    assert rule.values["configuration"] == LeftOut("any-configuration")
+    assert rule.values["isolation"] == ("per-user", "strict")
+    assert rule.values["insecure_debug"] is False
+
+
+def test_order_and_repetition_in_lists_do_not_change_the_digest() -> None:
+    other = TEXT.replace('["strict", "per-user"]', '["per-user", "strict", "strict"]')
+    assert parse_policy(other).digest == parse_policy(TEXT).digest
+    assert parse_policy(TEXT.replace("600", "601")).digest != parse_policy(TEXT).digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "place"),
+    [
+        ("version = 1", "version = 2", "policy-version", "version"),
+        ("version = 1", "", "policy-version", "version"),
+        ("version = 1", "version = true", "policy-version", "version"),
+        ("co_tenancy = true", "co_tenancy = 1", "policy-field-type", "co_tenancy"),
+        ("co_tenancy = true", "cotenancy = true", "policy-unknown-field", "cotenancy"),
+        ("[rule.lab]", "[rules.lab]", "policy-unknown-field", "rules"),
+        ("[rule.lab]", '[rule."Lab 1"]', "policy-name", "rule.Lab 1"),
+        ("[rule.lab]", "[[rule.lab]]", "policy-field-type", "rule.lab"),
+        ('tee = "insecure-simulation"', "", "policy-field-missing", "rule.lab.tee"),
+        ('"insecure-simulation"', '"sgx2"', "policy-tee", "rule.lab.tee"),
+        ("measurement", "mesurement", "policy-unknown-field", "rule.lab.mesurement"),
+        ("maximum_age_s = 600", "", "policy-field-missing", "rule.lab.maximum_age_s"),
+        ("= 600", "= 600.5", "policy-field-type", "rule.lab.maximum_age_s"),
+        ("= 600", "= -1", "policy-field-range", "rule.lab.maximum_age_s"),
+        ("= 600", "= true", "policy-field-type", "rule.lab.maximum_age_s"),
+        ("= 600", '= "any-time"', "policy-left-out", "rule.lab.maximum_age_s"),
+        ('"any-configuration"', '"any-configurations"', "policy-left-out", "rule.lab.configuration"),
+        ('"any-configuration"', '"abcd"', "policy-field-type", "rule.lab.configuration"),
+        ('"any-configuration"', '["abcd"]', "policy-field-length", "rule.lab.configuration[0]"),
+        ('"any-configuration"', '["configuration-digest"]', "policy-field-type", "rule.lab.configuration[0]"),
+        ('"any-configuration"', '["any-configuration"]', "policy-field-type", "rule.lab.configuration[0]"),
+        ('["strict", "per-user"]', '["strict", "none"]', "policy-field-range", "rule.lab.isolation[1]"),
+        ('["strict", "per-user"]', '["strict", 1]', "policy-field-type", "rule.lab.isolation[1]"),
+        ("ab" * 48, "00" * 48, "policy-zero-measurement", "rule.lab.measurement"),
+        ("ab" * 48, "zz" * 48, "policy-field-type", "rule.lab.measurement[0]"),
+        ("ab" * 48, "ab" * 47 + "a", "policy-field-type", "rule.lab.measurement[0]"),
+        ("isolation", "insecure_debug = 1\nisolation", "policy-field-type", "rule.lab.insecure_debug"),
+        ("[rule.lab]", "[rule.lab", "policy-syntax", ""),
+        ("co_tenancy = true", "co_tenancy = true\nco_tenancy = true", "policy-syntax", ""),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(old: str, new: str, code: str, place: str) -> None:
+    assert old in TEXT
+    assert refused(TEXT.replace(old, new, 1)) == (code, place)
+
+
+def test_every_field_is_required_or_has_the_strictest_default(case: Any) -> None:
+    for field in FIELDS[case.tee]:
+        plain = case.policy().rules[0].plain()
+        if field.name not in plain:
+            assert field.optional
+            continue
+        del plain[field.name]
+        stronger = field.implied_by is not None and isinstance(plain[field.implied_by], list)
+        if field.optional or field.default is not None or stronger:
+            value = Rule.of("main", case.tee, plain).values.get(field.name)
+            assert value in (False, (), (0,), None) or (stronger and isinstance(value, LeftOut))
+        else:
+            with pytest.raises(InvalidInput, match="policy-field-missing") as caught:
+                Rule.of("main", case.tee, plain)
+            assert caught.value.details["place"] == f"rule.main.{field.name}"
+
+
+def test_a_check_is_left_out_by_its_own_name_only_and_warned_of(case: Any) -> None:
+    for field in FIELDS[case.tee]:
+        plain = case.rule | {field.name: "any-thing"}
+        with pytest.raises(InvalidInput, match="policy-left-out"):
+            Rule.of("main", case.tee, plain)
+        if field.left_out is None:
+            continue
+        signer = {"mrsigner": [b"s" * 32], "product_id": [1], "minimum_security_version": 4}
+        others = case.rule | signer if field.name == "mrenclave" else case.rule
+        rule = Rule.of("main", case.tee, others | {field.name: field.left_out})
+        assert rule.values[field.name] == LeftOut(field.left_out)
+        warned = [str(sentence) for sentence in explain_policy(Policy((rule,))) if sentence.warning]
+        assert field.implied_by or any(field.left_out in text for text in warned)
+
+
+def test_a_zero_measurement_needs_debug_by_name(case_of: Any) -> None:
+    case = case_of(TeeType.NITRO)
+    case.rule |= {f"pcr{index}": [bytes(48)] for index in range(3)}
+    with pytest.raises(InvalidInput, match="policy-zero-measurement"):
+        case.policy()
+    case.rule["insecure_debug"] = True
+    case.policy()
+
+
+def test_encodings_other_than_the_one_are_refused(case: Any) -> None:
+    plain = case.policy().plain()
+    plain["rules"][0]["expect"]["isolation"] = ["strict", "per-user"]  # type: ignore[index]
+    with pytest.raises(InvalidInput, match="policy-not-canonical"):
+        Policy.decode(cbor.encode(plain))
+    del plain["rules"][0]["expect"]["insecure_debug"]  # type: ignore[index]
+    with pytest.raises(InvalidInput, match="policy-not-canonical"):
+        Policy.decode(cbor.encode(plain))
+    plain["extra"] = 1
+    with pytest.raises(InvalidInput, match="field-unknown"):
+        Policy.decode(cbor.encode(plain))
+
+
+def test_sizes_are_bounded(case_of: Any) -> None:
+    case = case_of(TeeType.SIMULATION)
+    rule = case.policy().rules[0]
+    with pytest.raises(InvalidInput, match="policy-too-long"):
+        Policy((rule,) * 65)
+    with pytest.raises(InvalidInput, match="policy-name"):
+        Policy((rule, rule))
+    with pytest.raises(InvalidInput, match="policy-too-long"):
+        Rule.of("main", case.tee, case.rule | {"configuration": [bytes([n % 256]) * 32 for n in range(300)]})
+    many = [n.to_bytes(48, "big") for n in range(1, 250)]
+    rules = tuple(Rule.of(f"r{n}", case.tee, case.rule | {"measurement": many}) for n in range(4))
+    with pytest.raises(InvalidInput, match="policy-too-long"):
+        Policy(rules)
+    with pytest.raises(InvalidInput, match="policy-too-long"):
+        parse_policy("#" * 200_000)
+
+
+def test_an_explanation_says_what_is_demanded_and_what_is_open() -> None:
+    lines = [str(sentence) for sentence in explain_policy(parse_policy(TEXT))]
+    assert "lab: Evidence must be of insecure-simulation." in lines
+    assert f"lab: The measurement must be {'ab' * 48}." in lines
+    assert "lab: The isolation level must be one of per-user, strict." in lines
+    assert "lab: Debug mode is refused." in lines
+    assert "warning: lab: any-configuration: the operator chooses how the code is configured" in lines
+    assert any(line.startswith("warning: lab: insecure-simulation") for line in lines)
+    assert str(explain_policy(Policy(()))[0]) == "warning: There is no rule, so everything is refused."
+
+
+def test_known_attacks_are_warned_of(case_of: Any) -> None:
+    snp = case_of(TeeType.SEV_SNP)
+    assert not [line for line in explain_policy(snp.policy()) if line.warning]
+    snp.rule["minimum_reported_tcb"] = {"boot_loader": 3, "tee": 0, "snp": 20, "microcode": 209}
+    snp.rule["allow_incomplete_alias_check"] = True
+    warned = " ".join(str(line) for line in explain_policy(snp.policy()) if line.warning)
+    assert "CVE-2024-56161" in warned
+    assert "CVE-2024-21944" in warned
+    sgx = case_of(TeeType.SGX)
+    sgx.rule |= {"tcb": ["OutOfDate"], "mrenclave": []}
+    warned = " ".join(str(line) for line in explain_policy(sgx.policy()) if line.warning)
+    assert "tcb OutOfDate" in warned
+    assert "mrenclave = []: nothing can satisfy this rule" in warned
+
+
+def test_a_policy_from_what_is_seen_accepts_that_and_no_other_measurement(case: Any) -> None:
+    verified = case.verified()
+    policy = policy_for(verified.claims, case.configuration)
+    assert parse_policy(format_policy(policy)) == policy
+    arguments = {"configuration": case.configuration, "report_data": b"r" * 64, "now": case.now}
+    assert appraise(verified, policy=policy, **arguments).rule == "observed"
+    pinned = policy_for(verified.claims, case.configuration, pin_platform=True)
+    assert appraise(verified, policy=pinned, **arguments).rule == "observed"
+    name = {"sgx": "mrenclave", "tdx": "rtmr2", "nitro": "pcr1"}.get(case.tee.value, "measurement")
+    case.measurements[name] = b"x" * len(case.measurements[name])
+    with pytest.raises(Refused, match=f"{name}-not-allowed"):
+        appraise(case.verified(), policy=policy, **arguments)
+
+
+def test_the_reference_documents_every_field() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "policy.md").read_text()
+    for tee, fields in FIELDS.items():
+        for field in fields:
+            if not (field.name.startswith("pcr") and field.name != "pcr0"):
+                assert f"`{field.name}`" in text, (tee, field.name)
+            assert field.left_out is None or f"`{field.left_out}`" in text, field.left_out
