@@ -156,10 +156,12 @@ def _verify(  # noqa: PLR0917  # the two public functions with their kind of TEE
 def _parse(tee: TeeType, evidence: Evidence) -> SgxQuote | TdxQuote:
     """Clauses 2.3 and 3.1."""
     if evidence.tee is not tee:
-        raise Refused("evidence-tee", f"evidence labelled {evidence.tee.value!r} is not for the {tee.value!r} verifier")
+        raise Refused(
+            "evidence-other-tee", f"evidence labelled {evidence.tee.value!r} is not for the {tee.value!r} verifier"
+        )
     quote = parse(evidence.body)
     if isinstance(quote, TdxQuote) != (tee is TeeType.TDX):
-        raise Refused("evidence-tee", f"evidence labelled {tee.value!r} holds a quote of the other Intel TEE")
+        raise Refused("evidence-other-tee", f"evidence labelled {tee.value!r} holds a quote of the other Intel TEE")
     return quote
 
 
