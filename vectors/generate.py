@@ -1,0 +1,438 @@
+"""Writes vectors/*.json from the specification alone: nothing of the package is imported.
+
+A second reading of spec/protocol.md and spec/model-format.md, over pyca/cryptography and cbor2. Run it as
+``python vectors/generate.py``; ``--check`` compares with what is committed. HPKE is randomised: its ciphertexts are
+kept as committed as long as they still open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cbor2
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes, hpke
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+HERE = Path(__file__).parent
+V = "cloister/v1/"
+Case = dict[str, Any]
+
+
+def cbor(value: object) -> bytes:
+    return cbor2.dumps(value, canonical=True)
+
+
+def framed(context: str, parts: tuple[bytes, ...]) -> bytes:
+    return b"".join(len(p).to_bytes(8, "big") + p for p in ((V + context).encode(), *parts))
+
+
+def h(context: str, *parts: bytes) -> bytes:
+    return hashlib.sha256(framed(context, parts)).digest()
+
+
+def h512(context: str, *parts: bytes) -> bytes:
+    return hashlib.sha512(framed(context, parts)).digest()
+
+
+def kdf(context: str, secret: bytes, *parts: bytes) -> bytes:
+    info = (V + context).encode() + b"\x00" + h(context, *parts)
+    return HKDF(hashes.SHA256(), 32, None, info).derive(secret)
+
+
+def fixed(label: str, length: int = 32) -> bytes:
+    """Bytes that are the same at every run."""
+    out = b""
+    while len(out) < length:
+        out += hashlib.sha256(f"{label}/{len(out)}".encode()).digest()
+    return out[:length]
+
+
+def signer(label: str) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(fixed(label))
+
+
+def public(label: str) -> bytes:
+    return signer(label).public_key().public_bytes_raw()
+
+
+def cose(label: str, context: str, payload: bytes) -> bytes:
+    protected = cbor({1: -8})
+    message = cbor(["Signature1", protected, (V + context).encode(), payload])
+    return cbor([protected, {}, payload, signer(label).sign(message)])
+
+
+def bucket(length: int) -> int:
+    if length <= 256:
+        return 256
+    step = 2 ** ((length - 1).bit_length() - 4)
+    return (length + step - 1) // step * step
+
+
+def pad(message: bytes) -> bytes:
+    body = len(message).to_bytes(4, "big") + message
+    return body + bytes(bucket(len(body)) - len(body))
+
+
+def varint(value: int) -> bytes:
+    for bits, size, mark in ((6, 1, 0), (14, 2, 1), (30, 4, 2), (62, 8, 3)):
+        if value < 1 << bits:
+            return (value | mark << (8 * size - 2)).to_bytes(size, "big")
+    raise AssertionError
+
+
+def text(value: bytes) -> bytes:
+    return varint(len(value)) + value
+
+
+def bhttp_request(path: bytes, fields: list[tuple[bytes, bytes]], content: bytes) -> bytes:
+    section = b"".join(text(n) + text(v) for n, v in fields)
+    message = varint(0) + text(b"POST") + text(b"https") + text(b"") + text(path) + text(section) + text(content)
+    return message + bytes(bucket(len(message) + 1) - len(message))
+
+
+def frames(key: bytes, bound: bytes, chunks: list[bytes]) -> list[bytes]:
+    out = []
+    for index, chunk in enumerate(chunks):
+        last = index == len(chunks) - 1
+        nonce = bytes(7) + index.to_bytes(4, "big") + bytes([last])
+        word = len(chunk) | (0x80000000 if last else 0)
+        out.append(word.to_bytes(4, "big") + AESGCM(key).encrypt(nonce, chunk, bound))
+    return out
+
+
+def flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def case(name: str, expect: str, **values: Any) -> Case:
+    """``expect`` is "ok" or the stable error code."""
+    return {"name": name, "expect": expect} | {k: v.hex() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+# --- the files ---
+
+
+def vectors_cbor(_old: Any) -> list[Case]:
+    good = cbor({"a": [1, -1, b"x", "t", True, False, None], "b": {}, "long": b"y" * 300})
+    bad = "cbor-malformed"
+    return [
+        case("a map of everything in use", "ok", data=good),
+        case("trailing byte", "cbor-not-deterministic", data=good + b"\x00"),
+        case("cut short", bad, data=good[:-1]),
+        case("empty", bad, data=b""),
+        case("integer not in shortest form", "cbor-not-deterministic", data=bytes.fromhex("1801")),
+        case("map keys unsorted", "cbor-not-deterministic", data=bytes.fromhex("a2616201616101")),
+        case("duplicate keys", bad, data=bytes.fromhex("a2616101616102")),
+        case("indefinite array", bad, data=bytes.fromhex("9f01ff")),
+        case("tag", bad, data=bytes.fromhex("c101")),
+        case("float", bad, data=bytes.fromhex("f93c00")),
+        case("undefined", bad, data=bytes.fromhex("f7")),
+        case("announces 2^60 bytes", bad, data=bytes.fromhex("5b1000000000000000")),
+        case("announces 2^60 items", "cbor-too-deep", data=bytes.fromhex("9b1000000000000000")),
+        case("nested too deep", "cbor-too-deep", data=b"\x81" * 20 + b"\x00"),
+        case("key that is a byte string", bad, data=bytes.fromhex("a1416101")),
+        case("integer of 64 bits", bad, data=bytes.fromhex("1bffffffffffffffff")),
+        case("text that is not UTF-8", bad, data=bytes.fromhex("61ff")),
+    ]
+
+
+def vectors_primitives(_old: Any) -> list[Case]:
+    buckets = (0, 1, 256, 257, 4095, 602412)
+    return [
+        case("H of nothing", "ok", kind="digest", context=V + "policy", parts=[], out=h("policy")),
+        case("H", "ok", kind="digest", context=V + "policy", parts=["6162", "63"], out=h("policy", b"ab", b"c")),
+        case(
+            "H shifted", "ok", kind="digest", context=V + "policy", parts=["61", "6263"], out=h("policy", b"a", b"bc")
+        ),
+        case(
+            "H512",
+            "ok",
+            kind="report-data",
+            context=V + "runtime-evidence",
+            parts=["61"],
+            out=h512("runtime-evidence", b"a"),
+        ),
+        case(
+            "KDF",
+            "ok",
+            kind="derive",
+            context=V + "request-chunks",
+            secret=fixed("secret"),
+            parts=["61"],
+            out=kdf("request-chunks", fixed("secret"), b"a"),
+        ),
+        case("identity id", "ok", kind="identity", public=public("alice"), out=h("identity-id", public("alice"))),
+        case("keyservice id", "ok", kind="keyservice", public=public("log"), out=h("keyservice-id", public("log"))),
+        *[case(f"bucket of {n}", "ok", kind="bucket", length=n, out_length=bucket(n)) for n in buckets],
+    ]
+
+
+def statement(kind: str, body: Case) -> bytes:
+    issuer = h("identity-id", public("alice"))
+    payload = {
+        "ks": h("keyservice-id", public("log")),
+        "issuer": issuer,
+        "subject": issuer,
+        "seq": 7,
+        "iat": 1_800_000_000,
+        "ttl": 600,
+        "type": kind,
+        "body": body,
+    }
+    return cose("alice", "statement", cbor(payload))
+
+
+def vectors_statements(_old: Any) -> list[Case]:
+    owner = h("identity-id", public("alice"))
+    model = f"{owner.hex()}/diagnosis"
+    d = fixed("digest")
+    bob = fixed("bob")
+    forever = {"not_before": 0, "not_after": 2**53}
+    published = {"name": "diagnosis", "version": 3, "manifest": d, "key": fixed("commitment")}
+    proof = signer("alice2").sign(h("identity-id", owner, (7).to_bytes(8, "big")))
+    service = {"versions": "any-version-by-this-owner", "mode": "service-key", "key": b""}
+    bodies: list[tuple[str, Case]] = [
+        ("register", {"key": public("alice"), "recovery": public("recovery")}),
+        ("rotate-identity", {"key": public("alice2"), "proof": proof}),
+        ("disable-identity", {}),
+        ("define-policy", {"policy": b"policy"}),
+        ("publish-model", published),
+        ("rotate-model-key", published),
+        ("retire-model", {"name": "diagnosis", "one": True, "manifest": d}),
+        ("retire-model", {"name": "diagnosis", "one": False, "manifest": b""}),
+        ("grant", {"name": "diagnosis", "user": bob, "policy": d, "quota": 10} | forever),
+        ("revoke-grant", {"name": "diagnosis", "user": bob}),
+        ("consent", {"model": model, "policy": d, "manifest": d, "mode": "request-key", "key": fixed("c")} | forever),
+        ("consent", {"model": model, "policy": d} | service | forever),
+        ("revoke-consent", {"model": model}),
+        ("rotate-request-key", {"model": model, "key": fixed("c2")}),
+        ("delegate", {"delegate": bob, "not_after": 1_900_000_000}),
+    ]
+    key = public("alice")
+    good = statement("revoke-consent", {"model": model})
+    as_query = cose("alice", "query", cbor2.loads(good)[2])
+    backwards = {"name": "d", "user": bob, "policy": d, "quota": 0, "not_before": 2, "not_after": 1}
+
+    def refused(name: str, expect: str, kind: str, body: Case) -> Case:
+        return case(name, expect, data=statement(kind, body), key=key)
+
+    return [
+        *[case(f"{kind} {i}", "ok", data=statement(kind, body), key=key) for i, (kind, body) in enumerate(bodies)],
+        case("signature flipped", "signature-invalid", data=flip(good), key=key),
+        case("another key", "signature-invalid", data=good, key=public("mallory")),
+        case("signed as a query", "signature-invalid", data=as_query, key=key),
+        refused("unknown type", "statement-unknown", "destroy", {}),
+        refused("unknown field", "field-unknown", "revoke-consent", {"model": model, "x": 1}),
+        refused("missing field", "field-missing", "revoke-consent", {}),
+        refused("model of nobody", "id-malformed", "revoke-consent", {"model": "diagnosis"}),
+        refused("name that climbs", "name-malformed", "revoke-consent", {"model": f"{owner.hex()}/.."}),
+        refused("validity that ends before it begins", "validity-empty", "grant", backwards),
+    ]
+
+
+SUITE = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+
+
+class Recipient:
+    """An HPKE key of suite 1 from a label: private = ML-KEM seed || X25519 scalar."""
+
+    def __init__(self, label: str) -> None:
+        self.private = fixed(label + "/mlkem", 64) + fixed(label + "/x25519")
+        mlkem = MLKEM768PrivateKey.from_seed_bytes(self.private[:64])
+        x25519 = X25519PrivateKey.from_private_bytes(self.private[64:])
+        self.public = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+        self._key = hpke.MLKEM768X25519PrivateKey(mlkem, x25519)
+
+    def seal(self, message: bytes, context: str, bound: tuple[bytes, ...], old: str | None) -> bytes:
+        """Randomised: the committed ciphertext stays while it opens to the same message."""
+        info = (V + context).encode() + b"\x00" + h(context, *bound)
+        if old is not None:
+            try:
+                if SUITE.decrypt(bytes.fromhex(old), self._key, info=info) == message:
+                    return bytes.fromhex(old)
+            except (InvalidTag, ValueError):
+                pass
+        return SUITE.encrypt(message, self._key.public_key(), info=info)
+
+
+def kept(old: Any, name: str) -> str | None:
+    return next((c["sealed"] for c in old or [] if c["name"] == name), None)
+
+
+def vectors_calls(old: Any) -> list[Case]:
+    recipient = Recipient("call")
+    ks, epoch, secret = h("keyservice-id", public("log")), fixed("epoch", 16), fixed("reply secret")
+    inner = pad(cbor({"secret": secret, "kind": "query", "body": b"question", "keys": []}))
+    sealed = recipient.seal(inner, "keyservice-call", (ks, epoch), kept(old, "call and reply"))
+    call = cbor({"ks": ks, "epoch": epoch, "sealed": sealed})
+    nonce = fixed("reply nonce")
+    key = kdf("keyservice-reply", secret, nonce, hashlib.sha256(call).digest())
+
+    def reply(value: Case) -> bytes:
+        return nonce + AESGCM(key).encrypt(bytes(12), pad(cbor(value)), b"")
+
+    refusal = {"family": "refused", "code": "grant-missing", "message": "m", "hint": "", "details": {"rule": "r"}}
+    other = cbor({"ks": fixed("other"), "epoch": epoch, "sealed": sealed})
+    moved = cbor({"ks": ks, "epoch": fixed("epoch 2", 16), "sealed": sealed})
+    common: Case = {"ks": ks, "epochs": [epoch.hex()], "private": recipient.private, "secret": secret}
+    later = common | {"epochs": [fixed("epoch 2", 16).hex()]}
+    answer = reply({"ok": {"answer": 42}})
+    refused = reply({"error": refusal | {"retry_ms": -1}})
+    return [
+        case("call and reply", "ok", sealed=sealed, call=call, reply=answer, **common),
+        case("refusal inside the reply", "grant-missing", call=call, reply=refused, **common),
+        case("reply flipped", "box-open", call=call, reply=flip(answer), **common),
+        case("for another keyservice", "call-other-keyservice", call=other, **common),
+        case("for an epoch that ended", "call-epoch-gone", call=moved, **common),
+        case("moved to another epoch", "hpke-open", call=moved, **later),
+    ]
+
+
+def vectors_envelope(old: Any) -> list[Case]:
+    owner = h("identity-id", public("alice"))
+    request_key = fixed("request key")
+    content_type = [(b"content-type", b"application/json")]
+    message = bhttp_request(b"/v2/models/diagnosis/infer", content_type, b'{"inputs":[]}')
+
+    def header(mode: str, key_id: bytes) -> bytes:
+        return cbor(
+            {
+                "suite": 1,
+                "mode": mode,
+                "model": f"{owner.hex()}/diagnosis",
+                "user": h("identity-id", public("bob")),
+                "key": key_id,
+                "nonce": fixed("nonce"),
+                "iat": 1_800_000_000,
+            }
+        )
+
+    def seal(head: bytes, sealed: bytes, secret: bytes, chunks: list[bytes]) -> list[bytes]:
+        r = h("request-header", head, sealed)
+        parts = frames(kdf("request-chunks", secret, r), (V + "request-chunks").encode() + r, chunks)
+        return [b"CLQ1" + len(head).to_bytes(2, "big") + head + sealed, *parts]
+
+    head = header("request-key", h("key-commitment", request_key))
+    secret = kdf("request-content-secret", request_key, head)
+    whole = b"".join(seal(head, b"", secret, [message]))
+    prefix, one, two, three = seal(head, b"", secret, [message[:100], message[100:200], message[200:]])
+    r, n = h("request-header", head, b""), fixed("response nonce")
+    response_key, bound = kdf("response-chunks", secret, r, n), (V + "response-chunks").encode() + r + n
+    answer = b"CLA1" + n + b"".join(frames(response_key, bound, [b"answer"]))
+
+    recipient = Recipient("service")
+    service_head = header("service-key", h("service-key-endorsement", recipient.public))
+    content = fixed("content secret")
+    sealed = recipient.seal(content, "request-seal", (service_head,), kept(old, "service key"))
+    signature = signer("bob").sign(h("request-signature", h("request-header", service_head, sealed)))
+    service = b"".join(seal(service_head, sealed, content, [signature + message]))
+
+    common: Case = {"mode": "request-key", "request_key": request_key, "message": message}
+    in_service: Case = {"mode": "service-key", "private": recipient.private, "message": message, "request": service}
+    start = len(prefix)
+    cleared = whole[:start] + bytes([whole[start] & 0x7F]) + whole[start + 1 :]
+    oversized = whole[:start] + b"\x80\x10\x00\x01" + whole[start + 4 :]
+    return [
+        case("request key, one chunk", "ok", request=whole, response=answer, answer=b"answer", **common),
+        case("request key, three chunks", "ok", request=prefix + one + two + three, **common),
+        case("chunks reordered", "chunk-open", request=prefix + two + one + three, **common),
+        case("chunk dropped", "chunk-open", request=prefix + one + three, **common),
+        case("final chunk cut off", "envelope-truncated", request=prefix + one + two, **common),
+        case("cut in the middle", "envelope-truncated", request=whole[:-1], **common),
+        case("bytes after the final chunk", "envelope-trailing", request=whole + b"\x00", **common),
+        case("final flag cleared", "envelope-truncated", request=cleared, **common),
+        case("chunk beyond the limit", "chunk-too-long", request=oversized, **common),
+        case("model id changed", "chunk-open", request=whole.replace(b"diagnosis", b"diagnosit", 1), **common),
+        case("tag flipped", "chunk-open", request=flip(whole), **common),
+        case("response flipped", "chunk-open", request=whole, response=flip(answer), answer=b"", **common),
+        case("response cut", "envelope-truncated", request=whole, response=answer[:-1], answer=b"", **common),
+        case("not ours", "envelope-malformed", request=b"GET / HTTP/1.1\r\n\r\n", **common),
+        case("service key", "ok", user_key=public("bob"), sealed=sealed, **in_service),
+        case("service key, another user", "signature-invalid", user_key=public("mallory"), **in_service),
+    ]
+
+
+def vectors_model(_old: Any) -> list[Case]:
+    model = f"{h('identity-id', public('alice')).hex()}/diagnosis"
+    salt, model_key = fixed("salt"), fixed("model key")
+    chunk = 1 << 20
+
+    def stored(name: str, plain: bytes, version: int = 1) -> bytes:
+        size = len(plain).to_bytes(8, "big")
+        key = kdf("model-file", model_key, model.encode(), version.to_bytes(8, "big"), salt, name.encode(), size)
+        count = max(1, -(-len(plain) // chunk))
+        out = b""
+        for i in range(count):
+            nonce = bytes(7) + i.to_bytes(4, "big") + bytes([i == count - 1])
+            out += AESGCM(key).encrypt(nonce, plain[i * chunk : (i + 1) * chunk], (V + "model-chunk").encode())
+        return out
+
+    description = cbor({"v": 1, "engine": "onnx", "inputs": [], "outputs": [], "sizes": {}, "artifacts": {}})
+    plain = len(description).to_bytes(4, "big") + description
+    plain += bytes(4096 - len(plain))
+    data = stored("description", plain)
+    root = hashlib.sha256(hashlib.sha256(data).digest()).digest()
+    payload = {
+        "v": 1,
+        "model": model,
+        "version": 1,
+        "salt": salt,
+        "chunk": chunk,
+        "files": [["description", len(plain), root]],
+    }
+
+    def signed(**changes: Any) -> bytes:
+        return cose("alice", "model-manifest", cbor(payload | changes))
+
+    common: Case = {"model_key": model_key, "owner": public("alice"), "manifest": signed()}
+    unsorted = [["z", 1, root], ["description", len(plain), root]]
+    climbing = [["../x", 1, root], ["description", len(plain), root]]
+    return [
+        case("one file", "ok", digest=h("model-manifest", signed()), file=data, plain=plain, **common),
+        case("chunk flipped", "model-chunk", file=flip(data), **common),
+        case("file of another version", "model-chunk", file=stored("description", plain, 2), **common),
+        case("file of another name", "model-chunk", file=stored("graph.onnx", plain), **common),
+        case("signed by another", "signature-invalid", **(common | {"owner": public("mallory")})),
+        case("files unsorted", "manifest-files", **(common | {"manifest": signed(files=unsorted)})),
+        case("path that climbs", "manifest-files", **(common | {"manifest": signed(files=climbing)})),
+        case("no description", "manifest-files", **(common | {"manifest": signed(files=[])})),
+    ]
+
+
+FILES: dict[str, Callable[[Any], list[Case]]] = {
+    "cbor": vectors_cbor,
+    "primitives": vectors_primitives,
+    "statements": vectors_statements,
+    "calls": vectors_calls,
+    "envelope": vectors_envelope,
+    "model": vectors_model,
+}
+
+
+def main() -> int:
+    stale = []
+    for name, make in FILES.items():
+        path = HERE / f"{name}.json"
+        old = json.loads(path.read_text())["cases"] if path.exists() else None
+        content = json.dumps({"cases": make(old)}, indent=1) + "\n"
+        if "--check" not in sys.argv:
+            path.write_text(content)
+        elif not path.exists() or path.read_text() != content:
+            stale.append(path.name)
+    if stale:
+        print(f"stale: {', '.join(stale)}; run python vectors/generate.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
