@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -228,42 +227,19 @@ class RootHash:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """As OIP names it; a dimension of -1 is free."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Description:
     """What a runtime needs to know of a model, for its eyes only.
 
-    :param engine: ``onnx``, ``litert``, ...
-    :param inputs: and ``outputs``, checked against the loaded model.
     :param sizes: true length of each file but this one; the files themselves are padded (:func:`padded_size`).
-    :param artifacts: engine-specific facts: which file is which, the CPU it was optimised for, the known answer.
+    :param package: the index of the packed model (``cloister.engines.package``): engine, tensors, variants, known answer.
     """
 
-    engine: str
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
     sizes: Mapping[str, int]
-    artifacts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    package: bytes
 
     def encode(self) -> bytes:
         """Deterministic CBOR, padded as a file is: u32 length || CBOR || zeros."""
-        body = cbor.encode(
-            {
-                "v": 1,
-                "engine": self.engine,
-                "inputs": [[t.name, t.datatype, list(t.shape)] for t in self.inputs],
-                "outputs": [[t.name, t.datatype, list(t.shape)] for t in self.outputs],
-                "sizes": dict(self.sizes),
-                "artifacts": cbor.plain(self.artifacts),
-            }
-        )
+        body = cbor.encode({"v": 1, "sizes": dict(self.sizes), "package": self.package})
         framed = len(body).to_bytes(4, "big") + body
         return framed + bytes(padded_size(len(framed)) - len(framed))
 
@@ -274,34 +250,12 @@ class Description:
         length = int.from_bytes(data[:4], "big")
         if len(data) < 4 or 4 + length > len(data):
             raise InvalidInput("description-length", f"{what} is cut short")
-        fields = Fields(cbor.decode(data[4 : 4 + length], limit=MAX_MANIFEST, what=what), what)
+        fields = Fields(cbor.decode(data[4 : 4 + length], limit=2 * MAX_MANIFEST, what=what), what)
         fields.integer("v", low=1, high=1)
-        description = Description(
-            engine=fields.text("engine", limit=32),
-            inputs=tuple(map(_tensor, fields.items("inputs", limit=64))),
-            outputs=tuple(map(_tensor, fields.items("outputs", limit=64))),
-            sizes=_sizes(fields.mapping("sizes")),
-            artifacts=fields.mapping("artifacts"),
-        )
+        sizes = fields.mapping("sizes")
+        description = Description(sizes, fields.blob("package", limit=MAX_MANIFEST))
         fields.done()
+        for name, size in sizes.items():
+            if type(name) is not str or type(size) is not int or not 0 <= size <= MAX_MODEL_BYTES:
+                raise InvalidInput("description-sizes", f"the sizes in {what} are malformed")
         return description
-
-
-def _sizes(value: dict[Any, Any]) -> dict[str, int]:
-    for name, size in value.items():
-        if type(name) is not str or type(size) is not int or not 0 <= size <= MAX_MODEL_BYTES:
-            raise InvalidInput("description-sizes", "the sizes in the model's description are malformed")
-    return value
-
-
-def _tensor(item: object) -> TensorEntry:
-    match item:
-        case [str(name), str(datatype), list(shape)] if (
-            0 < len(name) <= 256
-            and len(datatype) <= 8
-            and len(shape) <= 8
-            and all(type(d) is int and -1 <= d < 2**31 for d in shape)
-        ):
-            return TensorEntry(name, datatype, tuple(shape))
-        case _:
-            raise InvalidInput("description-tensor", "a tensor in the model's description is malformed")

@@ -135,4 +135,6 @@ def test_model(case: Case) -> None:
         cipher.open_into(0, raw(case, "file"), memoryview(out))
         assert out == raw(case, "plain")
         assert manifest.manifest_digest(raw(case, "manifest")) == raw(case, "digest")
-        assert manifest.Description.decode(bytes(out)).engine == "onnx"
+        description = manifest.Description.decode(bytes(out))
+        assert (description.sizes, description.package) == ({"graph.onnx": 7}, b"index")
+        assert description.encode() == bytes(out)
