@@ -231,7 +231,7 @@ class Description:
     """What a runtime needs to know of a model, for its eyes only.
 
     :param sizes: true length of each file but this one; the files themselves are padded (:func:`padded_size`).
-    :param package: the index of the packed model (``cloister.engines.package``): engine, tensors, variants, known answer.
+    :param package: the packed model's index (``cloister.engines.package``): engine, tensors, variants, known answer.
     """
 
     sizes: Mapping[str, int]
