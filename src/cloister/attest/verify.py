@@ -7,8 +7,7 @@ imported only when it is needed, so that a service on one TEE loads no other's.
 from __future__ import annotations
 
 import math
-from importlib import import_module
-from typing import Final, Protocol, cast
+from typing import Protocol
 
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.steps import Steps
@@ -31,13 +30,28 @@ class Verifier(Protocol):
         """
 
 
-_VERIFIERS: Final[dict[TeeType, tuple[str, str]]] = {
-    TeeType.SGX: ("cloister.attest.dcap.verify", "verify_sgx"),
-    TeeType.TDX: ("cloister.attest.dcap.verify", "verify_tdx"),
-    TeeType.SEV_SNP: ("cloister.attest.snp.verify", "verify"),
-    TeeType.NITRO: ("cloister.attest.nitro.verify", "verify"),
-    TeeType.SIMULATION: ("cloister.attest.simulation.verify", "verify"),
-}
+def _verifier(tee: TeeType) -> Verifier:
+    match tee:
+        case TeeType.SGX:
+            from cloister.attest.dcap.verify import verify_sgx
+
+            return verify_sgx
+        case TeeType.TDX:
+            from cloister.attest.dcap.verify import verify_tdx
+
+            return verify_tdx
+        case TeeType.SEV_SNP:
+            from cloister.attest.snp.verify import verify as verify_snp
+
+            return verify_snp
+        case TeeType.NITRO:
+            from cloister.attest.nitro.verify import verify as verify_nitro
+
+            return verify_nitro
+        case TeeType.SIMULATION:
+            from cloister.attest.simulation.verify import verify as verify_simulation
+
+            return verify_simulation
 
 
 def verify(
@@ -64,9 +78,7 @@ def verify(
         raise InvalidInput(
             "collateral-too-long", f"the collateral has {size} bytes; at most {MAX_COLLATERAL} are accepted"
         )
-    module, name = _VERIFIERS[evidence.tee]
-    verifier = cast(Verifier, getattr(import_module(module), name))
-    verified = verifier(evidence, collateral, anchors, now, Steps() if steps is None else steps)
+    verified = _verifier(evidence.tee)(evidence, collateral, anchors, now, Steps() if steps is None else steps)
     if verified.claims.tee is not evidence.tee:
         raise Refused(
             "evidence-other-tee", f"evidence labelled {evidence.tee} turned out to be of {verified.claims.tee}"
