@@ -26,6 +26,7 @@ from cloister.engines.port import ModelParts, Session
 SHARED, PLAIN, TUNED = WEIGHT_FILES
 GRAPH_PLAIN: Final = "graph.onnx"
 GRAPH_TUNED: Final = "graph.tuned.onnx"
+GRAPH_LITERT: Final = "graph.tflite"
 _THRESHOLD: Final = 1024  # bytes; smaller tensors (shapes, limits) stay inside, where shape inference needs them
 _MIN_TOLERANCE: Final = 100  # ppm: kernels of one CPU differ in the order of sums
 _MAX_TOLERANCE: Final = 20_000  # ppm between plain and tuned; more is a fault, not rounding
@@ -78,6 +79,20 @@ def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedMode
     package = Package("onnx", checked.inputs, checked.outputs, tuple(variants), known)
     index = package.encode()
     return PackedModel(Package.parse(index), {INDEX_FILE: index, **files})
+
+
+def pack_litert(model: bytes, *, seed: int = 20) -> PackedModel:
+    """Pack a LiteRT flatbuffer: one variant, one file.
+
+    :raises InvalidInput: as :func:`cloister.engines.tflite_graph.check`.
+    """
+    variant = Variant("plain", GRAPH_LITERT, (), None)
+    session = registry.engine("litert").load(ModelParts(model))
+    known = known_answer.record(session, seed=seed, tolerance=_MIN_TOLERANCE)
+    package = Package("litert", tuple(session.inputs), tuple(session.outputs), (variant,), known)
+    session.close()
+    index = package.encode()
+    return PackedModel(Package.parse(index), {INDEX_FILE: index, GRAPH_LITERT: model})
 
 
 def _deviation(session: Session, known: known_answer.KnownAnswer) -> int:

@@ -15,7 +15,13 @@ def _onnx() -> Engine:
     return OnnxEngine()
 
 
-ENGINES: Final[Mapping[str, Callable[[], Engine]]] = {"onnx": _onnx}
+def _litert() -> Engine:
+    from cloister.engines.litert import LiteRtEngine
+
+    return LiteRtEngine()
+
+
+ENGINES: Final[Mapping[str, Callable[[], Engine]]] = {"onnx": _onnx, "litert": _litert}
 
 
 def engine(name: str) -> Engine:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
+from cloister.engines.litert import LiteRtEngine
 from cloister.engines.onnx import OnnxEngine
 from cloister.engines.port import DTYPES, Engine, ModelParts, TensorSpec
 from cloister.testing.engine import FakeEngine, fake_model
-from cloister.testing.models import small
+from cloister.testing.models import small, tflite
+from cloister.testing.models.tflite import TYPES
 
 MATRIX = np.arange(9, dtype=np.float32).reshape(3, 3)
 ALL_TYPES = (*DTYPES, "BYTES", "BF16")
@@ -51,6 +53,13 @@ KINDS = {
         lambda datatype: ModelParts(small.identity(datatype)),
         lambda: ModelParts(small.sum_difference()),
         lambda: ModelParts(small.matrix(MATRIX)),
+    ),
+    "litert": Kind(
+        LiteRtEngine,
+        tuple(TYPES),
+        lambda datatype: ModelParts(tflite.identity(datatype)),
+        lambda: ModelParts(tflite.sum_difference()),
+        lambda: ModelParts(tflite.dense_classifier([(MATRIX, np.zeros(3, np.float32))], softmax=False)),
     ),
 }
 
