@@ -152,5 +152,6 @@ def _spec(tensor: Table) -> TensorSpec:
     name = tensor.get("name", "")
     if not name:
         raise malformed("an input or output has no name")
-    shape: list[int] = tensor.get("shape_signature", tensor.get("shape", []))
+    own: list[int] = tensor.get("shape", [])
+    shape: list[int] = tensor.get("shape_signature", own)
     return TensorSpec(name, DATATYPES[tensor.get("type", 0)][0], tuple(shape))
