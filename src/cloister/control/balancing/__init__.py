@@ -1,0 +1,1 @@
+"""Balancing: which of several equally good instances gets the next request. Pure policies behind one port."""

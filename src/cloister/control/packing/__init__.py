@@ -1,0 +1,1 @@
+"""Packing: which instance serves which model. Pure policies behind one port."""

@@ -1,0 +1,388 @@
+"""Our packer: the option with the least expected cost, from what the platform measured.
+
+One exchange rate holds everything together. An operator who keeps an idle instance for ``keep_alive_s`` to spare
+somebody a cold start of ``c`` seconds has said what a second of waiting is worth: ``keep_alive_s / c`` of an
+instance's. The knob ``cost_weight`` w moves that by (1 - w) / w: at 0 only waiting counts, at 1 only memory, at one
+half the operator's rate. No other constant decides anything.
+
+* **Where** (:meth:`Adaptive.place`): wait for a hot instance, switch a warm one, or use an open slot: whichever adds
+  the least delay, counting what it does to others: contention with requests running there, and the models it pushes
+  out, each weighed by the chance that it is wanted again and by what loading it again costs. Nobody waits for a hot
+  instance longer than a switch would have taken (rent or buy), so a rare model is never starved.
+* **More** instances: every request adds the delay that one more instance would have spared it to an account that
+  leaks with ``keep_alive_s``; when the account is worth an instance kept that long, one is started (rent or buy
+  again).
+* **Fewer** (:meth:`Adaptive.retire`): an instance pays rent, a second for each second, from the delay that it spared
+  compared with the next best instance. It goes when it cannot pay, or when the gaps seen between requests of its
+  models say that waiting for the next costs more than it spares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import exp, inf
+
+from cloister.control.gaps import returns_within
+from cloister.control.packing.port import POOL, Assign, Decision, Start, Wait
+from cloister.control.packing.room import can_take, to_evict
+from cloister.control.snapshot import Instance, InstanceState, Model, Request, Snapshot
+from cloister.control.table import Table
+
+SMOOTHING = 1 / 8  # weight of the newest observation, as in TCP's round-trip estimate (RFC 6298)
+HORIZONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # where keeping is weighed, as shares of the longest that could pay
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Seconds of avoidable delay, leaking."""
+
+    value: float = 0.0
+    at: float = 0.0
+
+    def plus(self, amount: float, now: float, tau: float) -> Account:
+        """With ``amount`` more, after leaking since the last time."""
+        return Account(self.value * exp(-(now - self.at) / tau) + amount, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Rent:
+    """Of one instance: seconds of rent in hand, and the delay that it spares per request."""
+
+    balance: float
+    at: float
+    saving: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveState:
+    """The fleet's account, each model's, each instance's rent, and instances emptied for a model that cannot get in."""
+
+    fleet: Account
+    models: Table[Account]
+    rents: Table[Rent]
+    reserved: Table[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    cost: float  # delay it adds, to the request and to others, in seconds
+    avoidable: float  # the part that one more instance would have spared
+    instances: tuple[str, ...]
+
+
+class Adaptive:
+    """See the module.
+
+    :param cost_weight: 0 (only latency counts) to 1 (only cost counts).
+    """
+
+    name = "adaptive"
+    scope = "pool"
+
+    def __init__(self, cost_weight: float = 0.5) -> None:
+        self.cost_weight = min(max(cost_weight, 0.0), 1.0)
+        weight = self.cost_weight
+        self._tilt = inf if weight <= 0 else (1 - weight) / weight
+
+    def initial(self) -> AdaptiveState:
+        """Empty accounts."""
+        return AdaptiveState(Account(), Table(), Table(), Table())
+
+    # ---- prices ----------------------------------------------------------------------------------------------------
+
+    def _worth(self, snapshot: Snapshot, model: Model) -> float:
+        """Instance-seconds that a second of waiting is worth."""
+        cold = model.start_s + model.load_s
+        return self._tilt * snapshot.fleet.keep_alive_s / cold if cold > 0 else self._tilt
+
+    def _reload(self, snapshot: Snapshot, name: str, now: float) -> float:
+        """Expected delay of having dropped a model's copy from an instance."""
+        if len(snapshot.holders.get(name) or ()) > 1:
+            return 0.0
+        seen = snapshot.seen(name)
+        wanted = returns_within(seen.gaps, now - seen.last_arrival, snapshot.fleet.keep_alive_s)
+        return wanted * snapshot.models[name].load_s
+
+    @staticmethod
+    def _contention(snapshot: Snapshot, instance: Instance, model: Model) -> float:
+        """Delay from running beside others: its own, and what it adds to theirs."""
+        running = instance.in_flight
+        if not running:
+            return 0.0
+        slower = snapshot.fleet.slower
+        own = slower(running + 1) - 1.0
+        others = running * max(0.0, slower(running + 1) - slower(running))
+        return (own + others) * model.service_s
+
+    # ---- options ---------------------------------------------------------------------------------------------------
+
+    def _hot(self, snapshot: Snapshot, state: AdaptiveState, model: Model, now: float) -> _Option | None:
+        best, found = inf, []
+        avoidable = 0.0
+        for there in snapshot.holding(model.id):
+            if there.open_slots <= 0 or state.reserved.get(there.id, model.id) != model.id:
+                continue
+            contention = self._contention(snapshot, there, model)
+            cost = max(0.0, there.residents[model.id].ready_at - now) + contention
+            if cost < best - 1e-9:
+                best, avoidable, found = cost, contention, [there.id]
+            elif cost <= best + 1e-9:
+                found.append(there.id)
+        return _Option(best, avoidable, tuple(found)) if found else None
+
+    def _switch(
+        self, snapshot: Snapshot, state: AdaptiveState, model: Model, now: float, below: float
+    ) -> _Option | None:
+        best, avoidable, found = below, 0.0, []
+        if snapshot.open_slots <= 0:
+            return None
+        for name in snapshot.order:
+            there = snapshot.instances[name]
+            if there.open_slots <= 0 or model.id in there.residents:
+                continue
+            if state.reserved.get(name, model.id) != model.id:
+                continue
+            cost = model.load_s + self._contention(snapshot, there, model)
+            if cost > best:
+                continue
+            going = to_evict(snapshot, there, model.id, lambda other: self._reload(snapshot, other, now))
+            if going is None:
+                continue
+            cost += sum(self._reload(snapshot, other, now) for other in going)
+            if cost < best - 1e-9:
+                best, avoidable, found = cost, cost - model.load_s, [name]
+            elif cost <= best + 1e-9:
+                found.append(name)
+        return _Option(best, avoidable, tuple(found)) if found else None
+
+    @staticmethod
+    def _wait_s(snapshot: Snapshot, model: Model) -> tuple[float, float]:
+        """Expected wait for an instance that has the model, and for any (with loading it there)."""
+        fleet = snapshot.fleet
+        each = model.service_s * fleet.slower(fleet.concurrency)
+        hot = sum(i.concurrency for i in snapshot.holding(model.id) if i.state is InstanceState.READY)
+        ready = (len(snapshot.order) - snapshot.starting) * fleet.concurrency
+        for_hot = snapshot.queued(model.id) * each / hot if hot else inf
+        for_any = snapshot.backlog * each / ready + model.load_s if ready > 0 else inf
+        return for_hot, for_any
+
+    # ---- the port --------------------------------------------------------------------------------------------------
+
+    def place(
+        self, snapshot: Snapshot, state: AdaptiveState, request: Request, now: float
+    ) -> tuple[Decision, AdaptiveState]:
+        """The option of least expected cost; one more instance when the account says that it pays."""
+        model = snapshot.models[request.model]
+        hot = self._hot(snapshot, state, model, now)
+        if hot is not None and hot.cost <= 0.0:
+            return Decision(Assign(hot.instances)), state
+        best = hot
+        if hot is None or hot.cost > model.load_s:
+            best = self._switch(snapshot, state, model, now, inf if hot is None else hot.cost) or hot
+        for_hot, for_any = self._wait_s(snapshot, model)
+        waited = now - request.arrived
+        if best is not None and (for_hot >= best.cost - waited or best is hot):
+            return self._assign(snapshot, state, model, best, now)
+        return self._wait(snapshot, state, model, request, min(for_hot, for_any), best, now)
+
+    def _assign(
+        self, snapshot: Snapshot, state: AdaptiveState, model: Model, option: _Option, now: float
+    ) -> tuple[Decision, AdaptiveState]:
+        action = Assign(option.instances)
+        if option.avoidable <= 0.0 or snapshot.starting:
+            return Decision(action), state
+        tau = snapshot.fleet.keep_alive_s
+        own = (state.models.get(model.id) or Account()).plus(option.avoidable, now, tau)
+        fleet = state.fleet.plus(option.avoidable, now, tau)
+        preload: tuple[tuple[str, str], ...] = ()
+        start: tuple[Start, ...] = ()
+        if own.value >= model.load_s and (spare := self._spare(snapshot, state, model)) is not None:
+            preload, own, fleet = ((spare, model.id),), Account(0.0, now), Account(0.0, now)
+        elif snapshot.room > 0 and self._pays(snapshot, model, fleet):
+            start, fleet = (Start(POOL, (model.id,)),), Account(0.0, now)
+        state = replace(state, models=state.models.put(model.id, own), fleet=fleet)
+        return Decision(action, start, preload=preload), state
+
+    def _pays(self, snapshot: Snapshot, model: Model, account: Account) -> bool:
+        worth = self._worth(snapshot, model)
+        return account.value > 0 and account.value * worth >= model.start_s + snapshot.fleet.keep_alive_s
+
+    def _spare(self, snapshot: Snapshot, state: AdaptiveState, model: Model) -> str | None:
+        """An idle instance where one more copy of the model fits beside what is there."""
+        for name in snapshot.order:
+            there = snapshot.instances[name]
+            if there.open_slots < there.concurrency or model.id in there.residents or name in state.reserved:
+                continue
+            if to_evict(snapshot, there, model.id, lambda _: 0.0) == ():
+                return name
+        return None
+
+    def _wait(
+        self,
+        snapshot: Snapshot,
+        state: AdaptiveState,
+        model: Model,
+        request: Request,
+        expected: float,
+        option: _Option | None,
+        now: float,
+    ) -> tuple[Decision, AdaptiveState]:
+        fleet = snapshot.fleet
+        cold = model.start_s + model.load_s
+        waited = now - request.arrived
+        pending = snapshot.starting * fleet.concurrency
+        if snapshot.starting and snapshot.backlog <= pending:
+            expected = min(expected, cold)
+        avoidable = max(0.0, expected - cold) if snapshot.starting else min(expected, fleet.keep_alive_s)
+        account = state.fleet.plus(avoidable, now, fleet.keep_alive_s)
+        start: tuple[Start, ...] = ()
+        none_up = len(snapshot.order) == snapshot.starting and snapshot.backlog > pending
+        overdue = waited >= fleet.keep_alive_s and snapshot.backlog > pending
+        if snapshot.room > 0 and (none_up or overdue or self._pays(snapshot, model, account)):
+            start, account = (Start(POOL, (model.id,)),), Account(0.0, now)
+        patience = option.cost if option is not None else cold
+        state = replace(state, fleet=account)
+        if waited >= patience and snapshot.room <= 0 and option is None:
+            state = self._reserve(snapshot, state, model)
+        until = request.arrived + patience
+        if until <= now:
+            until = now + max(cold, model.service_s)
+        return Decision(Wait(until), start), state
+
+    def _reserve(self, snapshot: Snapshot, state: AdaptiveState, model: Model) -> AdaptiveState:
+        """Every instance is full of what may not go: let the least busy one run empty for this model."""
+        if snapshot.holders.get(model.id) or any(state.reserved[i] == model.id for i in state.reserved):
+            return state
+        ready = [
+            there
+            for there in map(snapshot.instances.__getitem__, snapshot.order)
+            if there.state is InstanceState.READY and there.id not in state.reserved
+        ]
+        if not ready:
+            return state
+        chosen = min(ready, key=lambda i: (i.in_flight, i.id))
+        return replace(state, reserved=state.reserved.put(chosen.id, model.id))
+
+    def pull(
+        self, snapshot: Snapshot, state: AdaptiveState, instance: str, now: float
+    ) -> tuple[str | None, AdaptiveState]:
+        """The waiting model whose head is due first, where what it costs to serve it here counts as lateness."""
+        there = snapshot.instances[instance]
+        wanted = state.reserved.get(instance)
+        if wanted is not None:
+            if snapshot.queued(wanted):
+                return (wanted if self._fits(snapshot, there, wanted) else None), state
+            state = replace(state, reserved=state.reserved.drop(instance))
+        best: str | None = None
+        due = inf
+        for name in snapshot.waiting:
+            queue = snapshot.queues[name]
+            if queue.head_arrived >= due:
+                break
+            if name in there.residents:
+                best, due = name, queue.head_arrived
+                continue
+            cost = self._cost_here(snapshot, there, name, now)
+            if cost is None or queue.head_arrived + cost >= due:
+                continue
+            for_hot, _ = self._wait_s(snapshot, snapshot.models[name])
+            if for_hot < cost - (now - queue.head_arrived):
+                continue
+            best, due = name, queue.head_arrived + cost
+        return best, state
+
+    def _fits(self, snapshot: Snapshot, there: Instance, name: str) -> bool:
+        return can_take(snapshot, there, name)
+
+    def _cost_here(self, snapshot: Snapshot, there: Instance, name: str, now: float) -> float | None:
+        going = to_evict(snapshot, there, name, lambda other: self._reload(snapshot, other, now))
+        if going is None:
+            return None
+        return snapshot.models[name].load_s + sum(self._reload(snapshot, other, now) for other in going)
+
+    def evict(
+        self, snapshot: Snapshot, state: AdaptiveState, instance: str, model: str, now: float
+    ) -> tuple[str, ...] | None:
+        """What is least likely to be missed, per MB."""
+        there = snapshot.instances[instance]
+        return to_evict(snapshot, there, model, lambda other: self._reload(snapshot, other, now))
+
+    def sent(
+        self, snapshot: Snapshot, state: AdaptiveState, request: Request, instance: str, now: float
+    ) -> AdaptiveState:
+        """Credit the instance with the delay that it spared, compared with the next best."""
+        model = snapshot.models[request.model]
+        there = snapshot.instances[instance]
+        if state.reserved.get(instance) == model.id and snapshot.queued(model.id) <= 1:
+            state = replace(state, reserved=state.reserved.drop(instance))
+        spared = self._next_best(snapshot, there, model) - self._contention(snapshot, there, model)
+        return self._credit(snapshot, state, there, model, max(0.0, spared), now)
+
+    def _next_best(self, snapshot: Snapshot, there: Instance, model: Model) -> float:
+        others = [i for i in snapshot.holding(model.id) if i.id != there.id and i.open_slots > 0]
+        if others:
+            return min(self._contention(snapshot, i, model) for i in others)
+        if snapshot.open_slots > there.open_slots:
+            return model.load_s if model.id in there.residents else 0.0
+        if len(snapshot.order) - snapshot.starting > 1:
+            return min(model.start_s + model.load_s, min(self._wait_s(snapshot, model)) + model.service_s)
+        return model.start_s + model.load_s
+
+    def _credit(
+        self, snapshot: Snapshot, state: AdaptiveState, there: Instance, model: Model, spared: float, now: float
+    ) -> AdaptiveState:
+        if self._tilt == inf:
+            return state
+        longest = snapshot.fleet.keep_alive_s * self._tilt
+        rent = state.rents.get(there.id) or Rent(longest, now, model.start_s + model.load_s)
+        earned = spared * self._worth(snapshot, model)
+        balance = min(longest, max(0.0, rent.balance - (now - rent.at)) + earned)
+        saving = rent.saving + (spared - rent.saving) * SMOOTHING
+        return replace(state, rents=state.rents.put(there.id, Rent(balance, now, saving)))
+
+    def retire(self, snapshot: Snapshot, state: AdaptiveState, now: float) -> tuple[tuple[str, ...], AdaptiveState]:
+        """Instances that no longer pay their rent; of those used lately at most one at a time."""
+        for name in state.rents:
+            if name not in snapshot.instances:
+                state = replace(state, rents=state.rents.drop(name), reserved=state.reserved.drop(name))
+        if self._tilt == inf or snapshot.backlog:
+            return (), state
+        longest = snapshot.fleet.keep_alive_s * self._tilt
+        going: list[tuple[float, str]] = []
+        surplus: list[tuple[float, str]] = []
+        for name in snapshot.order:
+            there = snapshot.instances[name]
+            if there.state is not InstanceState.READY or there.in_flight or name in state.reserved:
+                continue
+            idle = now - max(there.last_used, there.expected_at)
+            rent = state.rents.get(name)
+            balance = longest - idle if rent is None else rent.balance - (now - rent.at)
+            if idle >= longest or not self._hopeful(snapshot, there, rent, now):
+                going.append((balance, name))
+            elif balance <= 0:
+                surplus.append((balance, name))
+        going.sort()
+        if not going and surplus:
+            going = [min(surplus)]
+        return tuple(name for _, name in going), state
+
+    def _hopeful(self, snapshot: Snapshot, there: Instance, rent: Rent | None, now: float) -> bool:
+        """False when no time of waiting for its next request would pay."""
+        if not there.residents or rent is None:
+            return True
+        any_model = snapshot.models[next(iter(there.residents))]
+        value = rent.saving * self._worth(snapshot, any_model) + any_model.start_s
+        for share in HORIZONS:
+            horizon = value * share
+            missed = 1.0
+            for name in there.residents:
+                seen = snapshot.seen(name)
+                copies = len(snapshot.holders.get(name) or ()) or 1
+                missed *= 1.0 - returns_within(seen.gaps, now - seen.last_arrival, horizon) / copies
+            if (1.0 - missed) * value >= horizon * (1.0 + missed) / 2:
+                return True
+        return False
+
+    def group_of(self, snapshot: Snapshot, model: str) -> str:
+        """One pool."""
+        return POOL

@@ -1,0 +1,1 @@
+"""Scaling: how many instances there are. Pure policies behind one port."""
