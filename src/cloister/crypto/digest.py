@@ -44,6 +44,7 @@ class Context(StrEnum):
     RESPONSE_CHUNKS = "cloister/v1/response-chunks"
     MODEL_FILE = "cloister/v1/model-file"
     MODEL_CHUNK = "cloister/v1/model-chunk"
+    KEYRING = "cloister/v1/client-keyring"
     LOG_LEAF = "cloister/v1/log-leaf"
     STORE_RECORD = "cloister/v1/store-record"
     SEALED_STATE = "cloister/v1/sealed-state"

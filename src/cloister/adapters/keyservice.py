@@ -1,0 +1,211 @@
+"""How owner, user and runtime reach the KeyService: attest first, then talk (spec/protocol.md, section 5).
+
+Shared by the client and the runtime, so that there is one place that decides whether a KeyService is believed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from cloister.attest.appraise import appraise
+from cloister.attest.bundle import TrustBundle
+from cloister.attest.configuration import decode_configuration
+from cloister.attest.steps import Steps
+from cloister.attest.types import Appraisal, Collateral, CollateralSource, Evidence, TeeType
+from cloister.attest.verify import verify
+from cloister.base.clock import Clock
+from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
+from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE
+from cloister.base.secret import SecretBytes
+from cloister.wire import calls
+from cloister.wire.calls import Description, LogHead
+
+MAX_DESCRIPTION: Final = MAX_EVIDENCE + MAX_COLLATERAL + 16384
+MAX_REPLY: Final = 4 * MAX_CALL
+NO_ROLLBACK_PROTECTION: Final = "none"
+
+
+class Transport(Protocol):
+    """Port: one HTTP exchange with the KeyService. Errors are ours; nothing but bytes is interpreted."""
+
+    def get(self, path: str, *, limit: int) -> bytes:
+        """:raises Unavailable: ``keyservice-unreachable`` or what the service answered."""
+
+    def post(self, path: str, body: bytes, *, limit: int) -> bytes:
+        """As :meth:`get`; the body is sent once: what may have arrived is not sent again."""
+
+
+class HeadMemory(Protocol):
+    """Port: remembers the newest log head seen of a KeyService, over restarts where there is a disk (claim S7)."""
+
+    def newest(self, keyservice: bytes) -> LogHead | None: ...
+
+    def remember(self, keyservice: bytes, head: LogHead) -> None: ...
+
+
+class VolatileHeads:
+    """A :class:`HeadMemory` for a process without a disk."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, LogHead] = {}
+
+    def newest(self, keyservice: bytes) -> LogHead | None:
+        """The newest head, if any was seen."""
+        return self._heads.get(keyservice)
+
+    def remember(self, keyservice: bytes, head: LogHead) -> None:
+        """Keep this head."""
+        self._heads[keyservice] = head
+
+
+@dataclass(frozen=True, slots=True)
+class AttestedKeyService:
+    """A KeyService whose evidence was verified and appraised; only :func:`believe` makes one."""
+
+    description: Description
+    appraisal: Appraisal
+
+
+def believe(
+    description: Description, *, bundle: TrustBundle, collateral: Collateral, now: float, steps: Steps | None = None
+) -> AttestedKeyService:
+    """Decide whether this KeyService is the one that the bundle means (clauses 5.2, 5.4).
+
+    :raises Refused: ``keyservice-bundle-differs``, ``keyservice-rollback-unsafe``, ``bundle-expired`` and the codes of
+        verification and appraisal.
+    :raises InvalidInput: malformed evidence or configuration.
+    :raises Tampered: a signature does not verify.
+    """
+    if not bundle.issued_at <= now + 60 or now >= bundle.expires_at:
+        raise Refused("bundle-expired", "the trust bundle is not in force", hint="Get the newest one from its author.")
+    try:
+        tee = TeeType(description.evidence.tee)
+    except ValueError as error:
+        raise InvalidInput("evidence-unknown-tee", "the KeyService's evidence names no TEE known here") from error
+    configuration = decode_configuration(description.configuration)
+    evidence = Evidence(tee, description.evidence.body, description.evidence.endorsements)
+    verified = verify(evidence, collateral, bundle.anchors(), now, steps)
+    bundle.check_collateral(verified.claims)
+    appraisal = appraise(
+        verified,
+        configuration=configuration,
+        report_data=description.report_data(),
+        policy=bundle.keyservice,
+        now=now,
+    )
+    if description.bundle_digest != bundle.digest:
+        raise Refused(
+            "keyservice-bundle-differs",
+            "the KeyService runs under another trust bundle than ours",
+            hint="One of the two is older: get the newest bundle from its author.",
+        )
+    protection = configuration.values.get("rollback_protection", NO_ROLLBACK_PROTECTION)
+    if protection == NO_ROLLBACK_PROTECTION and not bundle.accept_rollback_unsafe:
+        raise Refused(
+            "keyservice-rollback-unsafe",
+            "the KeyService has no protection from rollback, and the trust bundle does not accept that",
+        )
+    return AttestedKeyService(description, appraisal)
+
+
+def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead) -> None:
+    """Refuse a log that went back or forked, then remember the newest head (clause 5.3).
+
+    :raises Tampered: ``keyservice-rolled-back``, ``keyservice-forked``.
+    """
+    seen = memory.newest(keyservice)
+    hint = "Its database was restored or replaced. Do not use it; tell whoever runs it, and the auditor."
+    if seen is not None and head.size < seen.size:
+        raise Tampered(
+            "keyservice-rolled-back",
+            f"the KeyService's log has {head.size} entries, but had {seen.size} before",
+            hint=hint,
+        )
+    if seen is not None and head.size == seen.size and head.root != seen.root:
+        raise Tampered("keyservice-forked", f"the KeyService's log has two histories of {head.size} entries", hint=hint)
+    if seen is None or head.size > seen.size:
+        memory.remember(keyservice, head)
+
+
+class KeyServiceLink:
+    """A connection to one KeyService, attested before its first call and again whenever its epoch ends. Thread-safe."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        bundle: Callable[[], TrustBundle],
+        collateral: CollateralSource,
+        clock: Clock,
+        heads: HeadMemory,
+    ) -> None:
+        self._transport = transport
+        self._bundle = bundle
+        self._collateral = collateral
+        self._clock = clock
+        self._heads = heads
+        self._attested: AttestedKeyService | None = None
+        self._lock = threading.Lock()
+
+    def attested(self) -> AttestedKeyService:
+        """The KeyService, attested now if it was not yet.
+
+        :raises Unavailable: it cannot be reached. Otherwise raises as :func:`believe` and :func:`check_head`.
+        """
+        with self._lock:
+            if self._attested is None or self._clock.now() >= self._attested.appraisal.expires_at:
+                self._attested = self._attest()
+            return self._attested
+
+    def forget(self) -> None:
+        """Attest again before the next call."""
+        with self._lock:
+            self._attested = None
+
+    def _attest(self) -> AttestedKeyService:
+        description = Description.decode(self._transport.get("/v1/description", limit=MAX_DESCRIPTION))
+        evidence = description.evidence
+        try:
+            source = Evidence(TeeType(evidence.tee), evidence.body, evidence.endorsements)
+        except ValueError as error:
+            raise InvalidInput("evidence-unknown-tee", "the KeyService's evidence names no TEE known here") from error
+        attested = believe(
+            description,
+            bundle=self._bundle(),
+            collateral=self._collateral.collateral(source),
+            now=self._clock.now(),
+        )
+        nonce = secrets.token_bytes(32)
+        status = self._transport.post("/v1/status", nonce, limit=4096)
+        self.saw(description.keyservice, calls.verify_status(status, description, nonce))
+        return attested
+
+    def saw(self, keyservice: bytes, head: LogHead) -> None:
+        """Note a head that arrived with a reply; raises as :func:`check_head`."""
+        check_head(self._heads, keyservice, head)
+
+    def call(self, kind: str, body: Callable[[AttestedKeyService], bytes], keys: tuple[SecretBytes, ...] = ()) -> Any:
+        """One sealed call; attests again, once, when the epoch ended meanwhile.
+
+        :param body: makes the body for the KeyService it goes to, and is called again after a new attestation.
+        :raises CloisterError: whatever the KeyService answered.
+        """
+        for attempt in (1, 2):
+            attested = self.attested()
+            pending = calls.seal_call(attested.description, kind, body(attested), keys)
+            try:
+                reply = self._transport.post("/v1/call", pending.data, limit=MAX_REPLY)
+                return calls.open_reply(pending, reply)
+            except Unavailable as error:
+                if error.code != "call-epoch-gone" or attempt == 2:
+                    raise
+                self.forget()
+        raise AssertionError
+
+    def exchange(self, path: str, body: bytes, *, limit: int) -> bytes:
+        """A plain exchange: challenges and session calls, which are protected by themselves."""
+        return self._transport.post(path, body, limit=limit)

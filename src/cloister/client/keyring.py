@@ -1,0 +1,164 @@
+"""What an identity keeps beside its key: model keys, request keys, its last sequence number, log heads seen.
+
+One file an identity, encrypted under a key derived from the identity's own, replaced atomically at each change. Several
+processes of one user may use it at once: changes are made under a lock on the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from cloister.base.errors import Tampered
+from cloister.base.secret import SecretBytes
+from cloister.client.files import read_private, write_private
+from cloister.client.identity import Identity
+from cloister.crypto.digest import Context, derive
+from cloister.wire.calls import LogHead
+
+FILE: Final = "keyring"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKey:
+    """An owner's key to one version of his model."""
+
+    manifest_digest: bytes
+    version: int
+    key: SecretBytes
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """A user's key to a model: what he consented to, and how."""
+
+    mode: str
+    policy_digest: bytes
+    manifest_digest: bytes | None
+    key: SecretBytes
+
+
+class Keyring:
+    """The keys of one identity."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._path = identity.folder / FILE
+        self._lock_path = identity.folder / ".lock"
+        self._key = derive(Context.KEYRING, identity.key.seed().reveal(), identity.id)
+        self._id = identity.id
+
+    # --- sequence numbers and heads ---
+
+    def next_sequence(self, keyservice: bytes, now: float) -> int:
+        """Above all earlier ones; from the time in ms, so that a lost file or a second machine does not repeat one."""
+        with self._change() as state:
+            sequences = state.setdefault("sequences", {})
+            value = max(int(now * 1000), sequences.get(keyservice.hex(), 0) + 1)
+            sequences[keyservice.hex()] = value
+            return int(value)
+
+    def newest(self, keyservice: bytes) -> LogHead | None:
+        """The newest log head seen (``adapters.keyservice.HeadMemory``)."""
+        entry = self._read().get("heads", {}).get(keyservice.hex())
+        return LogHead(entry["size"], bytes.fromhex(entry["root"]), entry["time"]) if entry else None
+
+    def remember(self, keyservice: bytes, head: LogHead) -> None:
+        """Keep it."""
+        with self._change() as state:
+            entry = {"size": head.size, "root": head.root.hex(), "time": head.time}
+            heads = state.setdefault("heads", {})
+            if heads.get(keyservice.hex(), {"size": -1})["size"] < head.size:
+                heads[keyservice.hex()] = entry
+
+    # --- an owner's model keys ---
+
+    def put_model_key(self, model: str, key: ModelKey) -> None:
+        """Keep the key of a version."""
+        with self._change() as state:
+            state.setdefault("models", {}).setdefault(model, {})[key.manifest_digest.hex()] = {
+                "version": key.version,
+                "key": key.key.reveal().hex(),
+            }
+
+    def model_keys(self, model: str) -> list[ModelKey]:
+        """All versions, oldest first."""
+        entries = self._read().get("models", {}).get(model, {})
+        keys = [
+            ModelKey(bytes.fromhex(digest), entry["version"], SecretBytes(bytes.fromhex(entry["key"])))
+            for digest, entry in entries.items()
+        ]
+        return sorted(keys, key=lambda key: key.version)
+
+    # --- a user's request keys ---
+
+    def put_request_key(self, model: str, key: RequestKey) -> None:
+        """Keep what was consented to."""
+        with self._change() as state:
+            state.setdefault("requests", {})[model] = {
+                "mode": key.mode,
+                "policy": key.policy_digest.hex(),
+                "manifest": key.manifest_digest.hex() if key.manifest_digest else None,
+                "key": key.key.reveal().hex(),
+            }
+
+    def request_key(self, model: str) -> RequestKey | None:
+        """The key in use."""
+        entry = self._read().get("requests", {}).get(model)
+        if entry is None:
+            return None
+        manifest = bytes.fromhex(entry["manifest"]) if entry["manifest"] else None
+        key = SecretBytes(bytes.fromhex(entry["key"]))
+        return RequestKey(entry["mode"], bytes.fromhex(entry["policy"]), manifest, key)
+
+    def drop_request_key(self, model: str) -> None:
+        """Forget it."""
+        with self._change() as state:
+            state.get("requests", {}).pop(model, None)
+
+    # --- the file ---
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[dict[str, Any]]:
+        descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            state = self._read()
+            before = json.dumps(state, sort_keys=True)
+            yield state
+            if json.dumps(state, sort_keys=True) != before:
+                self._write(state)
+        finally:
+            os.close(descriptor)
+
+    def _read(self) -> dict[str, Any]:
+        if not self._path.exists():
+            return {}
+        data = read_private(self._path)
+        try:
+            state: dict[str, Any] = json.loads(AESGCM(self._key).decrypt(data[:12], data[12:], self._id))
+        except (InvalidTag, ValueError) as error:
+            raise Tampered(
+                "keyring-tampered",
+                f"{self._path} was changed, or belongs to another identity",
+                hint="Restore it from a backup. Statements can be made again; lost model keys mean packing again.",
+            ) from error
+        return state
+
+    def rekeyed(self, identity: Identity) -> Keyring:
+        """The same content under a rotated identity's key."""
+        new = Keyring(identity)
+        new._write(self._read())
+        return new
+
+    def _write(self, state: dict[str, Any]) -> None:
+        nonce = os.urandom(12)
+        plain = json.dumps(state, sort_keys=True).encode()
+        write_private(self._path, nonce + AESGCM(self._key).encrypt(nonce, plain, self._id))
