@@ -29,6 +29,7 @@ NOW: Final = 1_800_000_000.0
 DAY: Final = 86_400.0
 CSP_ID: Final = "CN=cloud.example"
 LEVELS: Final[Mapping[str, int]] = MappingProxyType({"fmc": 1, "boot_loader": 4, "tee": 2, "snp": 27, "microcode": 219})
+Case = tuple[Evidence, Collateral]
 _OID: Final = "1.3.6.1.4.1.3704.1."
 
 # name: (offset, size) in a report; integers are little-endian
@@ -234,7 +235,7 @@ class SnpAuthority:
         crl: bytes | None = None,
         version: int = 3,
         **values: int | bytes,
-    ) -> tuple[Evidence, Collateral]:
+    ) -> Case:
         """A signed report and its collateral.
 
         :param body: a report to sign instead of the one that ``build_report`` makes of ``version`` and ``values``.
