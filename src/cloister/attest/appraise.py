@@ -29,7 +29,7 @@ class Finding:
 
     :param rule: which rule's; empty for the checks that hold under every policy.
     :param claim: the field of the rule, or what was checked.
-    :param code: the stable code of its failure.
+    :param code: the stable code of its failure; ``left-out`` or ``not-requested`` for what was skipped.
     """
 
     rule: str
@@ -48,7 +48,7 @@ class Finding:
             case Verdict.PASS:
                 return Step(name, self.verdict, "ok", self.actual, self.clause)
             case Verdict.SKIP:
-                return Step(name, self.verdict, "left-out", self.expected, self.clause)
+                return Step(name, self.verdict, self.code, self.expected, self.clause)
             case Verdict.FAIL:
                 return Step(name, self.verdict, self.code, f"is {self.actual}, expected {self.expected}", self.clause)
 
@@ -202,11 +202,13 @@ def _common(
     claims = verified.claims
     inside = verified.verified_at <= now <= verified.expires_at
     window = f"within {verified.verified_at:.0f}..{verified.expires_at:.0f}"
-    yield _finding("", "validity", "evidence-expired", Outcome(inside, window, f"{now:.0f}"), "9.1")
+    yield _finding("", "expiry", "evidence-expired", Outcome(inside, window, f"{now:.0f}"), "9.1")
     count = len(verified.parts)
     yield _finding("", "parts", "evidence-parts-unexpected", Outcome(count == 0, "none", str(count)), "2.10")
     if report_data is None:
-        yield Finding("", "report-data", "", Verdict.SKIP, "no value to compare with", "", "attestation.md 9.3")
+        yield Finding(
+            "", "report-data", "not-requested", Verdict.SKIP, "no value to compare with", "", "attestation.md 9.3"
+        )
     else:
         equal = Outcome(same(claims.report_data, report_data), show(report_data), show(claims.report_data))
         yield _finding("", "report-data", "report-data-mismatch", equal, "9.3")
@@ -227,7 +229,7 @@ def _rule(rule: Rule, verified: VerifiedEvidence, configuration: Configuration |
         if value is None:
             continue
         if isinstance(value, LeftOut):
-            yield Finding(rule.name, field.name, field.code, Verdict.SKIP, value.name, "", "attestation.md 7.2")
+            yield Finding(rule.name, field.name, "left-out", Verdict.SKIP, value.name, "", "attestation.md 7.2")
         else:
             clause = "7.6" if field.name == "insecure_debug" else "9.2"
             yield _finding(rule.name, field.name, field.code, field.kind.check(value, field, subject), clause)

@@ -12,7 +12,7 @@ from cloister.base.errors import InvalidInput
 from cloister.base.limits import MAX_NAME, MAX_POLICY
 
 _VERSION: Final = 1
-_MAX_TEXT: Final = 4 * MAX_POLICY  # hexadecimal text and comments
+MAX_POLICY_TEXT: Final = 4 * MAX_POLICY  # hexadecimal text and comments
 _HEXADECIMAL: Final = frozenset({"xfam", "xfrm"})
 
 
@@ -22,8 +22,8 @@ def parse_policy(text: str) -> Policy:
     :raises InvalidInput: ``policy-syntax`` when it is not TOML, ``policy-version``, ``policy-tee``, and the codes of
         :meth:`cloister.attest.policy.Rule.of`; ``details["place"]`` names the field.
     """
-    if len(text) > _MAX_TEXT:
-        raise InvalidInput("policy-too-long", f"policy: {len(text)} characters; at most {_MAX_TEXT} are accepted")
+    if len(text) > MAX_POLICY_TEXT:
+        raise InvalidInput("policy-too-long", f"policy: {len(text)} characters; at most {MAX_POLICY_TEXT} are accepted")
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:

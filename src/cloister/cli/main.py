@@ -19,6 +19,8 @@ from cloister.cli.output import Output, show_error
 
 # command -> (module, one line for `cloister --help`)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "verify": ("cloister.cli.verify", "verify evidence of a TEE and appraise it under a policy"),
+    "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),
     "version": ("cloister.cli.version", "print the version, the engines and the simulated measurement"),
 }
 

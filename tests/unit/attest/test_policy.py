@@ -212,6 +212,14 @@ def test_a_policy_from_what_is_seen_accepts_that_and_no_other_measurement(case: 
         appraise(case.verified(), policy=policy, **arguments)
 
 
+def test_a_policy_from_debug_evidence_needs_the_word(case: Any) -> None:
+    case.claims["debug"] = True
+    with pytest.raises(Refused, match="debug-not-allowed"):
+        policy_for(case.verified().claims, None)
+    policy = policy_for(case.verified().claims, None, insecure_debug=True)
+    assert policy.rules[0].values["insecure_debug"] is True
+
+
 def test_the_reference_documents_every_field() -> None:
     text = (Path(__file__).parents[3] / "docs" / "reference" / "policy.md").read_text()
     for tee, fields in FIELDS.items():

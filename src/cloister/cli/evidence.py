@@ -1,0 +1,129 @@
+"""Arguments and files of commands that look at evidence: evidence, collateral, trust anchors, time."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cloister.adapters.clock import SystemClock
+from cloister.attest.anchors import TrustAnchors, production_anchors
+from cloister.attest.configuration import decode_configuration
+from cloister.attest.types import Claims, Collateral, Configuration, Evidence, TeeType
+from cloister.base.errors import InvalidInput
+from cloister.base.limits import MAX_COLLATERAL, MAX_CONFIGURATION, MAX_EVIDENCE
+from cloister.cli.files import read_file
+from cloister.crypto.sign import PUBLIC_KEY_LENGTH
+
+TEES: Final = {"simulation": TeeType.SIMULATION} | {tee.value: tee for tee in TeeType if tee is not TeeType.SIMULATION}
+
+# what a collateral directory may hold for each TEE; other files in it are not looked at
+_COLLATERAL: Final[dict[TeeType, tuple[str, ...]]] = {
+    TeeType.SGX: ("collateral.json",),
+    TeeType.TDX: ("collateral.json",),
+    TeeType.SEV_SNP: ("vek.der", "ask_ark.pem", "crl.der"),
+    TeeType.NITRO: (),
+    TeeType.SIMULATION: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What was given on the command line, read but not believed."""
+
+    evidence: Evidence
+    collateral: Collateral
+    anchors: TrustAnchors
+    configuration: Configuration | None
+    now: float
+
+
+def add_evidence_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--tee --evidence --collateral --configuration --at --insecure-simulation-key``."""
+    parser.add_argument("--tee", required=True, choices=[*TEES], help="the kind of TEE that the evidence is of")
+    parser.add_argument("--evidence", required=True, type=Path, metavar="FILE", help="quote, report, document or token")
+    parser.add_argument(
+        "--collateral",
+        type=Path,
+        metavar="DIR",
+        help="folder with collateral.json (sgx, tdx) or vek.der, ask_ark.pem and crl.der (sev-snp)",
+    )
+    parser.add_argument(
+        "--configuration", type=Path, metavar="FILE", help="the service's configuration, for rules that ask for one"
+    )
+    parser.add_argument("--at", type=float, metavar="UNIX", help="verify as of this time; default: now")
+    parser.add_argument(
+        "--insecure-simulation-key",
+        action="append",
+        default=[],
+        metavar="HEX",
+        help="accept insecure-simulation evidence of this key; it protects nothing",
+    )
+
+
+def read_presented(args: argparse.Namespace) -> Presented:
+    """Read what the arguments name.
+
+    :raises InvalidInput: ``file-unreadable``, ``file-too-long``, ``argument``, and the codes of configurations.
+    """
+    if args.at is not None and not 0 <= args.at < 2**40:
+        raise InvalidInput("argument", f"--at {args.at} is no Unix time")
+    tee = TEES[args.tee]
+    names = _COLLATERAL[tee]
+    if names and args.collateral is None:
+        raise InvalidInput("argument", f"evidence of {tee} needs --collateral DIR with {', '.join(names)}")
+    if args.collateral is not None and not args.collateral.is_dir():
+        raise InvalidInput("argument", f"--collateral {args.collateral} is not a folder")
+    files = {
+        name: read_file(args.collateral / name, limit=MAX_COLLATERAL, what="collateral")
+        for name in names
+        if (args.collateral / name).exists()
+    }
+    configuration = None
+    if args.configuration is not None:
+        configuration = decode_configuration(
+            read_file(args.configuration, limit=MAX_CONFIGURATION, what="configuration")
+        )
+    keys = tuple(from_hex(text, "--insecure-simulation-key") for text in args.insecure_simulation_key)
+    if any(len(key) != PUBLIC_KEY_LENGTH for key in keys):
+        raise InvalidInput("argument", f"--insecure-simulation-key: a key has {PUBLIC_KEY_LENGTH} bytes")
+    return Presented(
+        evidence=Evidence(tee, read_file(args.evidence, limit=MAX_EVIDENCE, what="evidence")),
+        collateral=Collateral(files),
+        anchors=production_anchors().with_simulation(keys),
+        configuration=configuration,
+        now=SystemClock().now() if args.at is None else args.at,
+    )
+
+
+def from_hex(text: str, what: str) -> bytes:
+    """Bytes of hexadecimal text.
+
+    :raises InvalidInput: ``argument``.
+    """
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise InvalidInput("argument", f"{what} is not hexadecimal text") from error
+
+
+def claims_json(claims: Claims) -> dict[str, object]:
+    """Claims for JSON: bytes as hexadecimal text."""
+    return {
+        "tee": claims.tee.value,
+        "measurements": {name: value.hex() for name, value in claims.measurements.items()},
+        "report_data": claims.report_data.hex(),
+        "debug": claims.debug,
+        "tcb_status": claims.tcb_status,
+        "advisories": list(claims.advisories),
+        "security_version": claims.security_version,
+        "platform_id": claims.platform_id.hex(),
+        "specific": {name: _json(value) for name, value in sorted(claims.specific.items())},
+    }
+
+
+def _json(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.hex()
+    return list(value) if isinstance(value, tuple) else value
