@@ -33,6 +33,14 @@ class Outlet:
 
         :raises ConnectionResetError: the peer is gone.
         """
+        if not self.write(buffers):
+            await self.flushed()
+
+    def write(self, buffers: Sequence[Buffer]) -> bool:
+        """Hand ``buffers`` to the kernel; False when it did not take all of them: then await :meth:`flushed`.
+
+        :raises ConnectionResetError: the peer is gone.
+        """
         transport = self._transport
         if transport.is_closing():
             raise ConnectionResetError
@@ -40,6 +48,13 @@ class Outlet:
             transport.write(b"".join(buffers))
         else:
             transport.writelines(buffers)
+        return not self._paused
+
+    async def flushed(self) -> None:
+        """Wait until the kernel has taken everything.
+
+        :raises ConnectionResetError: the peer is gone.
+        """
         while self._paused:
             loop = asyncio.get_running_loop()
             self._seen_at, self._seen_size = loop.time(), -1
@@ -48,7 +63,7 @@ class Outlet:
                 await self._drained
             finally:
                 self._drained = None
-        if transport.is_closing():
+        if self._transport.is_closing():
             raise ConnectionResetError
 
     def stalled(self, now: float, limit: float) -> bool:

@@ -1,0 +1,398 @@
+"""The blocking client: for the trusted services' own calls and the synchronous SDK. Sockets, no asyncio; thread-safe.
+
+It shares heads, framing, errors and rules with the asynchronous one; http.client would bring a second, laxer parser
+and the email package (47 ms of imports), and cannot keep a deadline against a server that drips.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from cloister.adapters.http.answer import (
+    Answer,
+    NoAnswerError,
+    bad_answer,
+    buffers_of,
+    connect_failed,
+    deadline_exceeded,
+    no_answer,
+    request_head,
+    split_head,
+    truncated,
+)
+from cloister.adapters.http.framing import Framing
+from cloister.adapters.http.head import IDEMPOTENT, Headers, ResponseHead
+from cloister.adapters.http.limits import SCRATCH, ClientLimits
+from cloister.adapters.http.message import Buffer
+from cloister.adapters.http.origin import Origin, Proxy, parse_origin
+from cloister.adapters.http.tunnel import MAX_ANSWER, check_tunnel
+from cloister.base.clock import Clock
+from cloister.base.errors import InvalidInput, Unavailable
+
+if TYPE_CHECKING:
+    import ssl
+
+_MAX_VECTOR: Final = 64  # buffers in one sendmsg
+_FIRST_GUESS: Final = 64 * 1024  # of an answer without a length
+
+
+class _Socket:
+    """A connection and what was read from it ahead."""
+
+    def __init__(self, sock: socket.socket, origin: Origin, clock: Clock) -> None:
+        self._sock = sock
+        self._origin = origin
+        self._clock = clock
+        self._scratch = memoryview(bytearray(SCRATCH))
+        self.until = 0.0
+        self.idle_since = 0.0
+        self.used = False
+        self.pending = b""
+
+    def arm(self) -> None:
+        """Allow the next operation what is left until the deadline.
+
+        :raises Unavailable: ``deadline-exceeded``.
+        """
+        left = self.until - self._clock.monotonic()
+        if left <= 0:
+            raise deadline_exceeded(self._origin)
+        self._sock.settimeout(left)
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Send all of ``buffers``, without joining them."""
+        views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        vector = hasattr(self._sock, "sendmsg") and not hasattr(self._sock, "cipher")
+        while views:
+            self.arm()
+            sent = self._sock.sendmsg(views[:_MAX_VECTOR]) if vector else self._sock.send(views[0])
+            while views and sent >= len(views[0]):
+                sent -= len(views[0])
+                del views[0]
+            if sent:
+                views[0] = views[0][sent:]
+
+    def receive(self, area: memoryview) -> int:
+        """Read into ``area``; 0 at the end of the stream."""
+        self.arm()
+        return self._sock.recv_into(area)
+
+    def receive_more(self) -> bool:
+        """Read ahead into ``pending``; False at the end of the stream."""
+        count = self.receive(self._scratch)
+        self.pending += self._scratch[:count]
+        return count > 0
+
+    def stale(self) -> bool:
+        """Whether an idle connection was closed by the other side, or has something unasked to say."""
+        try:
+            self._sock.setblocking(False)
+            self._sock.recv(1, socket.MSG_PEEK) if not hasattr(self._sock, "cipher") else self._sock.recv(1)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            return type(error).__name__ != "SSLWantReadError"
+        return True
+
+    def close(self) -> None:
+        """Close now."""
+        self._sock.close()
+
+
+class HttpClient:
+    """Calls origins over kept connections, from any thread.
+
+    :param tls: for ``https``; the system's roots when None.
+    :param proxy: for ``https``; none when None: the trusted services name their peers themselves.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        limits: ClientLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+        proxy: Proxy | None = None,
+    ) -> None:
+        self.limits = limits or ClientLimits()
+        self._clock = clock
+        self._tls = tls
+        self._proxy = proxy
+        self._lock = threading.Lock()
+        self._idle: dict[Origin, list[_Socket]] = {}
+        self._closed = False
+
+    def request(
+        self,
+        method: str,
+        origin: str,
+        target: str,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        content: Buffer | Sequence[Buffer] = b"",
+        deadline_s: float | None = None,
+        max_answer: int | None = None,
+        idempotent: bool | None = None,
+    ) -> Answer:
+        """Call and take the whole answer, of any status; parameters and errors as in ``AsyncHttpClient.request``."""
+        limit = self.limits.max_answer if max_answer is None else max_answer
+        with self.open(
+            method, origin, target, headers=headers, content=content, deadline_s=deadline_s, idempotent=idempotent
+        ) as answer:
+            return Answer(answer.status, answer.headers, answer.read(limit))
+
+    def read_range(
+        self,
+        origin: str,
+        target: str,
+        offset: int,
+        into: memoryview,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        deadline_s: float | None = None,
+    ) -> int:
+        """Fill ``into`` with a file's bytes from ``offset`` on, from the socket; returns the file's whole size.
+
+        :raises Unavailable: ``bad-gateway-answer`` unless exactly this range comes; as :meth:`request`.
+        :raises CloisterError: the error that the other side tells of.
+        """
+        last = offset + len(into) - 1
+        wanted = [*headers, ("range", f"bytes={offset}-{last}")]
+        with self.open("GET", origin, target, headers=wanted, deadline_s=deadline_s) as answer:
+            if answer.status >= 400:
+                Answer(answer.status, answer.headers, answer.read(SCRATCH)).checked()
+            unit, _, total = answer.headers.get("content-range").partition("/")
+            if answer.status != 206 or unit != f"bytes {offset}-{last}" or not total.isascii() or not total.isdigit():
+                raise Unavailable("bad-gateway-answer", f"{origin} does not answer with the range asked for")
+            filled = 0
+            while filled < len(into):
+                count = answer.readinto(into[filled:])
+                if count == 0:
+                    raise truncated(parse_origin(origin))
+                filled += count
+            return int(total)
+
+    def open(
+        self,
+        method: str,
+        origin: str,
+        target: str,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+        content: Buffer | Sequence[Buffer] = b"",
+        deadline_s: float | None = None,
+        idempotent: bool | None = None,
+    ) -> BlockingAnswer:
+        """``with client.open(...) as answer``: an answer whose body is read piece by piece.
+
+        The deadline covers the whole call, reading included. Errors and the retry: ``AsyncHttpClient.open``.
+        """
+        place = parse_origin(origin)
+        buffers = buffers_of(content)
+        head = request_head(method, place, target, headers, sum(map(len, buffers)))
+        safe = method in IDEMPOTENT if idempotent is None else idempotent
+        until = self._clock.monotonic() + (self.limits.deadline_s if deadline_s is None else deadline_s)
+        fresh = False
+        while True:
+            connection = self._acquire(place, until, fresh=fresh)
+            reused = connection.used
+            try:
+                answer = self._exchange(connection, place, method, [head, *buffers])
+            except NoAnswerError as error:
+                connection.close()
+                if fresh or not (reused and (safe or not error.sent)):
+                    raise no_answer(place) from error
+                fresh = True
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return BlockingAnswer(self, place, connection, answer)
+
+    def close(self) -> None:
+        """Close idle connections now, others when their calls end."""
+        with self._lock:
+            self._closed = True
+            idle = [connection for connections in self._idle.values() for connection in connections]
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+    def give_back(self, origin: Origin, connection: _Socket, *, fit: bool) -> None:
+        """For answers: an exchange is over."""
+        connection.idle_since = self._clock.monotonic()
+        with self._lock:
+            idle = self._idle.setdefault(origin, [])
+            keep = fit and not self._closed and len(idle) < self.limits.max_per_origin
+            if keep:
+                idle.append(connection)
+        if not keep:
+            connection.close()
+
+    # --- inside ---
+
+    def _exchange(self, connection: _Socket, origin: Origin, method: str, buffers: list[Buffer]) -> ResponseHead:
+        connection.used = True
+        connection.pending = b""
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.send(buffers)  # if it fails, it may have answered early and closed: see what is there
+            while True:
+                head, connection.pending = split_head(connection.pending, method, self.limits.head, origin)
+                if head is not None:
+                    return head
+                if not connection.receive_more():
+                    raise truncated(origin) if connection.pending else NoAnswerError(sent=True)
+        except TimeoutError as error:
+            raise deadline_exceeded(origin) from error
+        except OSError as error:
+            raise (truncated(origin) if connection.pending else NoAnswerError(sent=True)) from error
+
+    def _acquire(self, origin: Origin, until: float, *, fresh: bool) -> _Socket:
+        while not fresh:
+            with self._lock:
+                idle = self._idle.get(origin)
+                connection = idle.pop() if idle else None
+            if connection is None:
+                break
+            if self._clock.monotonic() - connection.idle_since < self.limits.keep_s and not connection.stale():
+                connection.until = until
+                return connection
+            connection.close()
+        if self._closed:
+            raise Unavailable("client-closed", "this client is closed")
+        seconds = min(self.limits.connect_s, until - self._clock.monotonic())
+        if seconds <= 0:
+            raise deadline_exceeded(origin)
+        try:
+            connection = _Socket(self._connect(origin, seconds), origin, self._clock)
+        except OSError as error:
+            raise connect_failed(origin, error) from error
+        connection.until = until
+        return connection
+
+    def _connect(self, origin: Origin, seconds: float) -> socket.socket:
+        if origin.scheme == "unix":
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(seconds)
+                sock.connect(origin.path)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        proxy = self._proxy if self._proxy is not None and self._proxy.serves(origin) else None
+        sock = socket.create_connection((proxy.host, proxy.port) if proxy else (origin.host, origin.port), seconds)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if proxy is not None:
+                sock.sendall(proxy.connect_request(origin))
+                answer = b""
+                while not answer.endswith(b"\r\n\r\n"):
+                    more = sock.recv(MAX_ANSWER)
+                    answer += more
+                    if not more or len(answer) > MAX_ANSWER:
+                        raise ConnectionError("the proxy's answer is not HTTP")
+                check_tunnel(answer)
+            if origin.scheme == "https":
+                return self._tls_context().wrap_socket(sock, server_hostname=origin.host)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            import ssl
+
+            self._tls = ssl.create_default_context()
+        return self._tls
+
+
+class BlockingAnswer:
+    """An answer whose body is still arriving; a context manager, of one thread."""
+
+    def __init__(self, client: HttpClient, origin: Origin, connection: _Socket, head: ResponseHead) -> None:
+        self.status = head.status
+        self.headers: Headers = head.headers
+        self.length = head.length
+        self._client = client
+        self._origin = origin
+        self._connection = connection
+        self._framing: Framing = head.framing()
+        self._keep = head.keep_alive
+
+    def __enter__(self) -> BlockingAnswer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        fit = self._keep and self._framing.done and not self._connection.pending
+        self._client.give_back(self._origin, self._connection, fit=fit)
+
+    def readinto(self, area: memoryview) -> int:
+        """Fill ``area`` as far as one read does; 0 at the body's end.
+
+        :raises Unavailable: ``answer-truncated``, ``bad-gateway-answer``, ``deadline-exceeded``.
+        """
+        framing, connection = self._framing, self._connection
+        if not len(area):
+            return 0
+        try:
+            while not framing.done:
+                if connection.pending:
+                    with memoryview(connection.pending) as view:
+                        pieces, used = framing.feed(view, len(area))
+                        filled = 0
+                        for piece in pieces:
+                            area[filled : filled + len(piece)] = piece
+                            filled += len(piece)
+                            piece.release()
+                    connection.pending = connection.pending[used:]
+                    if filled:
+                        return filled
+                elif framing.remaining >= min(len(area), SCRATCH):
+                    count = connection.receive(area[: min(len(area), framing.remaining)])
+                    framing.took(count) if count else self._end()
+                    if count:
+                        return count
+                elif not connection.receive_more():
+                    self._end()
+        except InvalidInput as error:
+            raise bad_answer(self._origin, error) from error
+        except TimeoutError as error:
+            raise deadline_exceeded(self._origin) from error
+        except OSError as error:
+            raise truncated(self._origin) from error
+        return 0
+
+    def read(self, limit: int) -> bytes:
+        """The whole body.
+
+        :raises Unavailable: ``answer-too-large`` when it exceeds ``limit``; as :meth:`readinto`.
+        """
+        too_large = Unavailable("answer-too-large", f"{self._origin} answers with more than was agreed")
+        if self.length is not None and self.length > limit:
+            raise too_large
+        body = bytearray(_FIRST_GUESS if self.length is None else self.length)
+        filled = 0
+        while True:
+            if filled == len(body) and not self._framing.done:
+                body.extend(bytes(max(filled, _FIRST_GUESS)))
+            with memoryview(body) as view, view[filled:] as area:
+                count = self.readinto(area)
+            if count == 0 and (self._framing.done or filled < len(body)):
+                return bytes(memoryview(body)[:filled])
+            filled += count
+            if filled > limit:
+                raise too_large
+
+    def _end(self) -> None:
+        if not self._framing.end():
+            raise truncated(self._origin)
