@@ -1,1 +1,1 @@
-"""Who may use what: grants, consents, and the decision that releases a key."""
+"""Grants, consents and the decision about a key. Pure."""
