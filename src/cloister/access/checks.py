@@ -48,7 +48,7 @@ class Asked:
     key_id: bytes | None = None
 
 
-def _check(whose: Party, name: str, code: str, passed: bool, expected: str, actual: str) -> Check:  # noqa: FBT001
+def _check(whose: Party, name: str, code: str, *, passed: bool, expected: str, actual: str) -> Check:
     return Check(name, whose, Verdict.PASS if passed else Verdict.FAIL, "ok" if passed else code, expected, actual)
 
 
@@ -67,7 +67,8 @@ def _owner(asked: Asked, facts: Facts, now: float) -> Iterator[Check]:
     yield _model(facts.model, asked.model)
     grant = facts.grant
     right = grant is not None and (grant.user, grant.model) == (asked.user, asked.model)
-    yield _check(party, "grant", "grant-missing", right, "a grant to this user", "present" if right else "none")
+    actual = "present" if right else "none"
+    yield _check(party, "grant", "grant-missing", passed=right, expected="a grant to this user", actual=actual)
     if grant is None or not right:
         yield _skip(party, "grant-validity")
     else:
@@ -80,33 +81,35 @@ def _user(asked: Asked, facts: Facts, now: float) -> Iterator[Check]:
     yield _identity(party, facts.user, asked.user)
     consent = facts.consent
     right = consent is not None and (consent.user, consent.model) == (asked.user, asked.model)
-    yield _check(party, "consent", "consent-missing", right, "a consent to this model", "present" if right else "none")
+    actual = "present" if right else "none"
+    yield _check(party, "consent", "consent-missing", passed=right, expected="a consent to this model", actual=actual)
     if consent is None or not right:
         yield from (_skip(party, name) for name in ("consent-validity", "mode", "key"))
         return
     yield _validity(party, "consent-validity", "consent-not-valid", consent.validity, now)
     if asked.mode is not None:
-        yield _check(party, "mode", "mode-not-consented", asked.mode == consent.mode, consent.mode, asked.mode)
+        equal = asked.mode == consent.mode
+        yield _check(party, "mode", "mode-not-consented", passed=equal, expected=consent.mode, actual=asked.mode)
     if asked.key_id is not None:
         found = key_entry(facts, asked.key_id, now) is not None
-        yield _check(party, "key", "key-not-current", found, "a key in use", f"{asked.key_id.hex()[:16]}...")
+        actual = f"{asked.key_id.hex()[:16]}..."
+        yield _check(party, "key", "key-not-current", passed=found, expected="a key in use", actual=actual)
 
 
 def _identity(party: Party, identity: Identity | None, wanted: bytes) -> Check:
     name = f"{party.value}-identity"
     if identity is None or identity.id != wanted:
-        return _check(party, name, f"{party.value}-unknown", False, "registered", "unknown")
-    return _check(
-        party, name, f"{party.value}-disabled", not identity.disabled, "enabled", _word(identity.disabled, "disabled")
-    )
+        return _check(party, name, f"{party.value}-unknown", passed=False, expected="registered", actual="unknown")
+    good, actual = not identity.disabled, _word("disabled", bad=identity.disabled)
+    return _check(party, name, f"{party.value}-disabled", passed=good, expected="enabled", actual=actual)
 
 
 def _model(model: Model | None, wanted: ModelId) -> Check:
+    party = Party.OWNER
     if model is None or model.id != wanted:
-        return _check(Party.OWNER, "model", "model-unknown", False, "published", "unknown")
-    return _check(
-        Party.OWNER, "model", "model-retired", not model.retired, "published", _word(model.retired, "retired")
-    )
+        return _check(party, "model", "model-unknown", passed=False, expected="published", actual="unknown")
+    good, actual = not model.retired, _word("retired", bad=model.retired)
+    return _check(party, "model", "model-retired", passed=good, expected="published", actual=actual)
 
 
 def _published(asked: Asked, facts: Facts) -> Check:
@@ -114,20 +117,21 @@ def _published(asked: Asked, facts: Facts) -> Check:
     version = chosen_version(facts)
     named = facts.consent.manifest_digest if facts.consent else None
     expected = f"manifest {named.hex()}" if named else "any version"
+    party = Party.OWNER
     if facts.model is None or facts.model.id != asked.model:
-        return _skip(Party.OWNER, "version")
+        return _skip(party, "version")
     if version is None:
-        return _check(Party.OWNER, "version", "version-unknown", False, expected, "not published")
-    actual = _word(version.retired, "retired")
-    return _check(Party.OWNER, "version", "version-retired", not version.retired, expected, actual)
+        return _check(party, "version", "version-unknown", passed=False, expected=expected, actual="not published")
+    good, actual = not version.retired, _word("retired", bad=version.retired)
+    return _check(party, "version", "version-retired", passed=good, expected=expected, actual=actual)
 
 
 def _validity(party: Party, name: str, code: str, validity: Validity, now: float) -> Check:
     expected = f"from {validity.not_before} until {validity.not_after}"
-    return _check(party, name, code, validity.holds(now), expected, f"{now:.0f}")
+    return _check(party, name, code, passed=validity.holds(now), expected=expected, actual=f"{now:.0f}")
 
 
-def _word(bad: bool, word: str) -> str:  # noqa: FBT001
+def _word(word: str, *, bad: bool) -> str:
     return word if bad else "in order"
 
 

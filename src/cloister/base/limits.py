@@ -27,6 +27,26 @@ LEASE_REQUESTS: Final = 100_000  # and for how many requests: the host owns the 
 # --- the KeyService's log and state (section 6, 13) ---
 MAX_ENTRY: Final = 80 * KIB  # a statement of MAX_STATEMENT and its frame
 MAX_RECEIPT: Final = 8 * KIB  # 64 hashes and a signature
+MAX_MODELS_PER_OWNER: Final = 10_000
+MAX_VERSIONS_PER_MODEL: Final = 1_000  # a version is a new tuple of all: bounded, so that publishing stays cheap
+MAX_GRANTS_PER_OWNER: Final = 100_000
+MAX_CONSENTS_PER_USER: Final = 10_000
+MAX_POLICIES_PER_IDENTITY: Final = 1_000
+MAX_DELEGATES: Final = 16
+MAX_KEY_ROTATIONS: Final = 1_000  # keys of one identity, none of which comes back
+MAX_SERVICE_KEYS: Final = 100_000  # (model, versions, policy) triples with a service key
+SERVICE_KEY_EPOCH_S: Final = 24 * 3600  # bounds what one leaked service key opens
+KEYSERVICE_EPOCH_S: Final = 3600  # one quote, one call key
+KEYSERVICE_EPOCH_GRACE_S: Final = 300  # calls sealed to the epoch before are still opened
+MAX_SESSIONS: Final = 10_000
+MAX_CHALLENGES_REDEEMED: Final = 20_000  # within CHALLENGE_LIFETIME_S; each cost its sender genuine evidence
+MAX_QUERY_NONCES: Final = 100_000  # of all identities, within the queries' lifetimes
+MAX_QUERY_NONCES_PER_IDENTITY: Final = 2_000
+MAX_DENIALS: Final = 10_000  # remembered reasons, newest first
+QUERY_PAGE: Final = 64  # items of one page: a reply stays below MAX_CBOR_ITEMS
+SESSION_WINDOW: Final = 1_024  # how far sequence numbers of one session may arrive out of order
+COMMIT_BATCH: Final = 256  # entries that share one transaction
+MAX_COMMIT_QUEUE: Final = 4_096  # proposals waiting; beyond it: busy
 
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*

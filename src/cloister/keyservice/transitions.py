@@ -1,0 +1,282 @@
+"""What each entry of the log does to the state (spec/protocol.md, clause 13.1). Pure: replaying gives the same state.
+
+Rules were checked before the entry was written and are not checked again: changing a rule never changes history.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cloister.access.records import (
+    ConsentRecord,
+    GrantRecord,
+    Identity,
+    Model,
+    ModelVersion,
+    PreviousKey,
+    ServiceKey,
+)
+from cloister.attest.policy import Policy
+from cloister.base.errors import Tampered
+from cloister.base.ids import ModelId
+from cloister.base.limits import REQUEST_FRESHNESS_S
+from cloister.crypto.digest import Context, digest
+from cloister.keyservice.rules import authenticate
+from cloister.keyservice.state import SecretPlace, State
+from cloister.log import entry as log
+from cloister.log.entry import Entry, Genesis, ReleaseRecord, ServiceKeyEpoch
+from cloister.wire.statements import (
+    REQUEST_KEY,
+    Consent,
+    DefinePolicy,
+    Delegate,
+    DisableIdentity,
+    Grant,
+    PublishModel,
+    Register,
+    RetireModel,
+    RevokeConsent,
+    RevokeGrant,
+    RotateIdentity,
+    RotateModelKey,
+    RotateRequestKey,
+    Statement,
+    peek_statement,
+)
+
+
+def apply(state: State, entry: Entry) -> None:
+    """Apply the next entry.
+
+    :raises Tampered: ``log-order`` for an entry that cannot stand at this place.
+    :raises InvalidInput: an entry whose body is malformed.
+    """
+    index = state.size
+    if (entry.kind == log.GENESIS) != (index == 0) or entry.time < state.time:
+        raise Tampered("log-order", f"log entry {index} cannot stand where it stands")
+    size, time, genesis = state.size, state.time, state.genesis
+
+    def undo() -> None:
+        state.size, state.time, state.genesis = size, time, genesis
+
+    state.journal.note(undo)
+    match entry.kind:
+        case log.GENESIS:
+            state.genesis = Genesis.decode(entry.body)
+        case log.STATEMENT:
+            _statement(state, index, entry)
+        case log.RELEASE:
+            record = ReleaseRecord.decode(entry.body)
+            _about(state, index, record.user, record.model.owner)
+        case _:
+            _service_key(state, index, ServiceKeyEpoch.decode(entry.body))
+    state.size, state.time = index + 1, entry.time
+
+
+def _about(state: State, index: int, *parties: bytes) -> None:
+    for party in dict.fromkeys(parties):
+        state.events.append(party, index)
+
+
+def _statement(state: State, index: int, entry: Entry) -> None:
+    statement, time = peek_statement(entry.body), entry.time
+    body, subject = statement.body, statement.subject
+    parties = [statement.issuer, subject]
+    if not isinstance(body, (Register, RotateIdentity, DisableIdentity)):
+        _advance(state, statement)
+    match body:
+        case Register():
+            state.identities.put(
+                subject, Identity(subject, body.public_key, body.recovery_key, statement.sequence, time)
+            )
+        case RotateIdentity() | DisableIdentity():
+            _identity(state, entry.body, statement, body)
+        case DefinePolicy():
+            name = Policy.decode(body.policy).digest
+            state.policies.put(name, body.policy)
+            state.policies_of.add(subject, name)
+        case PublishModel() | RotateModelKey():
+            _publish(state, index, time, subject, body)
+        case RetireModel():
+            _retire(state, time, ModelId(subject, body.name), body.manifest_digest)
+        case Grant():
+            model = ModelId(subject, body.name)
+            record = GrantRecord(model, body.user, body.policy_digest, body.validity, body.quota, index)
+            state.grants.put((model, body.user), record)
+            state.grants_by.add(subject, (model, body.user))
+            state.grants_to.add(body.user, model)
+            parties.append(body.user)
+        case RevokeGrant():
+            model = ModelId(subject, body.name)
+            state.grants.drop((model, body.user))
+            state.grants_by.discard(subject, (model, body.user))
+            state.grants_to.discard(body.user, model)
+            parties.append(body.user)
+        case Consent():
+            _consent(state, index, time, subject, body)
+            parties.append(body.model.owner)
+        case RevokeConsent():
+            _forget_consent(state, time, subject, body.model)
+            state.consents.drop((subject, body.model))
+            state.consents_by.discard(subject, body.model)
+            state.consents_to.discard(body.model, subject)
+            parties.append(body.model.owner)
+        case RotateRequestKey():
+            _rotate_request_key(state, index, time, subject, body)
+            parties.append(body.model.owner)
+        case Delegate():
+            _delegate(state, time, subject, body)
+            parties.append(body.delegate)
+    _about(state, index, *parties)
+
+
+def _advance(state: State, statement: Statement) -> None:
+    issuer = _known(state, statement.issuer)
+    state.identities.put(issuer.id, replace(issuer, sequence=statement.sequence))
+
+
+def _known(state: State, identity: bytes) -> Identity:
+    found = state.identities.get(identity)
+    if found is None:
+        raise Tampered("log-order", "a log entry is by an identity that no earlier entry registers")
+    return found
+
+
+def _identity(state: State, received: bytes, statement: Statement, body: RotateIdentity | DisableIdentity) -> None:
+    """Rotating starts the count anew: what an old key signed does not verify under the new one.
+
+    The recovery key has a count of its own, so that a thief of the identity's key cannot use up the owner's.
+    """
+    identity = _known(state, statement.issuer)
+    if authenticate(received, identity).signed_by == identity.recovery_key:
+        identity = replace(identity, recovery_sequence=statement.sequence)
+    if isinstance(body, DisableIdentity):
+        state.identities.put(identity.id, replace(identity, disabled=True))
+        return
+    past = (*identity.past_keys, identity.public_key)
+    state.identities.put(identity.id, replace(identity, public_key=body.public_key, sequence=0, past_keys=past))
+
+
+def _publish(state: State, index: int, time: int, owner: bytes, body: PublishModel | RotateModelKey) -> None:
+    name = ModelId(owner, body.name)
+    model = state.models.get(name) or Model(name, ())
+    versions = model.versions
+    if isinstance(body, RotateModelKey):
+        _kill(state, versions[-1].key_entry, time)
+        versions = (*versions[:-1], replace(versions[-1], retired=True))
+    version = ModelVersion(body.version, body.manifest_digest, body.key_commitment, index, time)
+    state.models.put(name, replace(model, versions=(*versions, version)))
+    state.models_of.add(owner, name)
+    state.secrets.put(index, SecretPlace(body.key_commitment))
+
+
+def _retire(state: State, time: int, name: ModelId, manifest: bytes) -> None:
+    model = state.models.get(name)
+    if model is None:
+        raise Tampered("log-order", "a log entry retires a model that no earlier entry publishes")
+    versions = []
+    for version in model.versions:
+        ends = not version.retired and (not manifest or version.manifest_digest == manifest)
+        if ends:
+            _kill(state, version.key_entry, time)
+        versions.append(replace(version, retired=True) if ends else version)
+    state.models.put(name, replace(model, versions=tuple(versions), retired=model.retired or not manifest))
+
+
+def _consent(state: State, index: int, time: int, user: bytes, body: Consent) -> None:
+    """A consent on other terms ends the old one's key at once, for what was sealed under it was for its policy.
+
+    On the same terms (a longer validity, a new key) the old key keeps opening requests under way, as in a rotation.
+    """
+    old = state.consents.get((user, body.model))
+    terms = (body.policy_digest, body.manifest_digest, body.mode)
+    previous = None
+    if old is not None and old.mode == REQUEST_KEY and terms == (old.policy_digest, old.manifest_digest, old.mode):
+        previous = _supersede(state, time, old)
+    else:
+        _forget_consent(state, time, user, body.model)
+    record = ConsentRecord(
+        user=user,
+        model=body.model,
+        policy_digest=body.policy_digest,
+        manifest_digest=body.manifest_digest,
+        mode=body.mode,
+        key_commitment=body.key_commitment,
+        key_entry=index,
+        validity=body.validity,
+        entry=index,
+        previous=previous,
+    )
+    state.consents.put((user, body.model), record)
+    state.consents_by.add(user, body.model)
+    state.consents_to.add(body.model, user)
+    if body.mode == REQUEST_KEY:
+        state.secrets.put(index, SecretPlace(body.key_commitment))
+
+
+def _supersede(state: State, time: int, old: ConsentRecord) -> PreviousKey:
+    """The present key becomes the previous one for a while; the one before that ends now."""
+    if old.previous is not None:
+        _kill(state, old.previous.key_entry, time)
+    until = time + REQUEST_FRESHNESS_S
+    _kill(state, old.key_entry, until)
+    return PreviousKey(old.key_commitment, old.key_entry, until)
+
+
+def _forget_consent(state: State, time: int, user: bytes, model: ModelId) -> None:
+    old = state.consents.get((user, model))
+    if old is not None and old.mode == REQUEST_KEY:
+        _kill(state, old.key_entry, time)
+        if old.previous is not None:
+            _kill(state, old.previous.key_entry, time)
+
+
+def _rotate_request_key(state: State, index: int, time: int, user: bytes, body: RotateRequestKey) -> None:
+    old = state.consents.get((user, body.model))
+    if old is None:
+        raise Tampered("log-order", "a log entry rotates the key of a consent that no earlier entry gives")
+    previous = _supersede(state, time, old)
+    record = replace(old, key_commitment=body.key_commitment, key_entry=index, previous=previous)
+    state.consents.put((user, body.model), record)
+    state.secrets.put(index, SecretPlace(body.key_commitment))
+
+
+def _delegate(state: State, time: int, subject: bytes, body: Delegate) -> None:
+    if body.not_after <= time:
+        state.delegations.drop((subject, body.delegate))
+        state.delegates_of.discard(subject, body.delegate)
+        state.delegated_to.discard(body.delegate, subject)
+        return
+    state.delegations.put((subject, body.delegate), body.not_after)
+    state.delegates_of.add(subject, body.delegate)
+    state.delegated_to.add(body.delegate, subject)
+
+
+def _service_key(state: State, index: int, body: ServiceKeyEpoch) -> None:
+    """A new epoch; the one before it keeps its time, those before that are over and leave the state."""
+    name = (body.model, body.manifest_digest, body.policy_digest)
+    key = ServiceKey(
+        model=body.model,
+        manifest_digest=body.manifest_digest,
+        policy_digest=body.policy_digest,
+        epoch=body.epoch,
+        key_id=digest(Context.SERVICE_KEY, body.public_key),
+        not_before=body.not_before,
+        not_after=body.not_after,
+        key_entry=index,
+    )
+    earlier = state.service_keys.get(name) or ()
+    state.service_keys.put(name, (*earlier[-2:], key))
+    state.secrets.put(index, SecretPlace(key.key_id))
+    _kill(state, index, body.not_after + REQUEST_FRESHNESS_S)
+    _about(state, index, body.model.owner)
+
+
+def _kill(state: State, entry: int, until: int) -> None:
+    """The secret beside ``entry`` is destroyed at ``until``, or earlier if that was said before."""
+    place = state.secrets.get(entry)
+    if place is None:
+        return
+    until = until if place.until is None else min(until, place.until)
+    state.secrets.put(entry, SecretPlace(place.commitment, until))
+    state.dying.put(entry, until)
