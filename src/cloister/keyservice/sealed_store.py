@@ -1,0 +1,192 @@
+"""Records that are encrypted, and authenticated to their place (spec/protocol.md, clause 13.5).
+
+Each record is sealed under a key of its own (root secret, table, fresh salt) and bound to the store, its table, its
+index and the hash chain over everything before it. A record that was moved, copied, swapped, cut out or brought from
+another store does not open. The head record says how many entries there are, and is written with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, final
+
+from cloister.base.errors import InvalidInput, Tampered, Unavailable
+from cloister.base.limits import MAX_ENTRY
+from cloister.base.secret import SecretBytes
+from cloister.crypto.box import open_once, seal_once
+from cloister.crypto.digest import Context, derive, digest, same
+from cloister.keyservice.store import ENTRIES, HEAD, SECRETS, NewEntry, Row, Rows
+from cloister.wire import cbor
+from cloister.wire.cbor import Fields
+
+_SALT: Final = 32
+_CHAIN: Final = 32
+_START: Final = bytes(_CHAIN)
+
+
+@final
+class SealedStore:
+    """``KeyStore`` over any ``Rows``.
+
+    :param key: derived from the root secret; 32 bytes.
+    :param store_id: whose store this is (the KeyService's id), so that another's records do not open.
+    """
+
+    def __init__(self, rows: Rows, key: SecretBytes, store_id: bytes) -> None:
+        self._rows = rows
+        self._key = key
+        self._id = store_id
+        self._chain = bytearray()
+        self._doubtful: int | None = None
+
+    # --- reading ---
+
+    def load(self) -> Iterator[bytes]:
+        """Every entry in order; see the port."""
+        self._chain = bytearray()
+        head = self._read_head()
+        for index, record in self._rows.scan(ENTRIES):
+            if index != self._size:
+                raise Tampered("store-missing", f"the store lacks log entry {self._size}; entry {index} comes next")
+            previous = self._at(index)
+            data = self._open(ENTRIES, index, previous, record)
+            self._chain += _link(previous, record)
+            yield data
+        if head is None:
+            if self._size:
+                raise Tampered("store-head", "the store's head record is gone")
+            return
+        size, chain = head
+        if self._size < size:
+            raise Tampered("store-truncated", f"the store ends after {self._size} log entries; it had {size}")
+        if self._size > size or not same(self._at(size), chain):
+            raise Tampered("store-head", f"the store's head is of {size} log entries; there are {self._size}")
+
+    def secrets(self) -> Mapping[int, SecretBytes]:
+        """All secrets by entry; see the port."""
+        found = {}
+        for index, record in self._rows.scan(SECRETS):
+            if not 0 <= index < self._size:
+                raise Tampered("store-record", f"the store holds a secret of log entry {index}, which it has not")
+            found[index] = SecretBytes(self._open(SECRETS, index, self._at(index + 1), record))
+        return found
+
+    def read(self, index: int) -> bytes:
+        """One entry; see the port."""
+        if not 0 <= index < self._size:
+            raise InvalidInput("log-index", f"there is no entry {index} in a log of {self._size}")
+        record = self._rows.get(ENTRIES, index)
+        if record is None:
+            raise Tampered("store-missing", f"the store lacks log entry {index}")
+        return self._open(ENTRIES, index, self._at(index), record)
+
+    # --- writing ---
+
+    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = ()) -> None:
+        """Add entries and destroy secrets; see the port."""
+        self._settle()
+        size, chain = self._size, self._at(self._size)
+        put: list[Row] = []
+        links = bytearray()
+        for offset, entry in enumerate(entries):
+            index = size + offset
+            record = self._seal(ENTRIES, index, chain, entry.data)
+            put.append(Row(ENTRIES, index, record))
+            chain = _link(chain, record)
+            links += chain
+            if entry.secret is not None:
+                put.append(Row(SECRETS, index, self._seal(SECRETS, index, chain, entry.secret.reveal())))
+        if entries:
+            put.append(self._head_row(size + len(entries), chain))
+        if not put and not dropped:
+            return
+        self._doubtful = size + len(entries)
+        self._rows.write(put, [(SECRETS, index) for index in dropped])
+        self._doubtful = None
+        self._chain += links
+
+    def close(self) -> None:
+        """Give up the storage and its lock."""
+        self._rows.close()
+
+    def _settle(self) -> None:
+        """After a failed write, find out whether it happened after all, and take it back if so.
+
+        It was acknowledged to nobody, so both outcomes are right; but what is on the disk must be what we believe.
+        """
+        attempted = self._doubtful
+        if attempted is None:
+            return
+        self._rows.reopen()
+        head = self._read_head()
+        size = self._size
+        if head is not None and head[0] == attempted != size:
+            drop = [(table, index) for index in range(size, attempted) for table in (ENTRIES, SECRETS)]
+            if size:
+                self._rows.write([self._head_row(size, self._at(size))], drop)
+            else:
+                self._rows.write([], [*drop, (HEAD, 0)])
+        elif (head or (0, _START)) != (size, self._at(size)):
+            raise Tampered("store-head", "the store's head is neither the one before the failed write nor after it")
+        self._doubtful = None
+
+    # --- sealing ---
+
+    @property
+    def _size(self) -> int:
+        return len(self._chain) // _CHAIN
+
+    def _at(self, size: int) -> bytes:
+        """The hash over the first ``size`` records."""
+        return bytes(self._chain[(size - 1) * _CHAIN : size * _CHAIN]) if size else _START
+
+    def _head_row(self, size: int, chain: bytes) -> Row:
+        return Row(HEAD, 0, self._seal(HEAD, 0, _START, cbor.encode({"size": size, "chain": chain})))
+
+    def _read_head(self) -> tuple[int, bytes] | None:
+        record = self._rows.get(HEAD, 0)
+        if record is None:
+            return None
+        what = "the store's head"
+        fields = Fields(cbor.decode(self._open(HEAD, 0, _START, record), limit=256, what=what), what)
+        head = fields.integer("size"), fields.blob("chain", exactly=_CHAIN)
+        fields.done()
+        return head
+
+    def _seal(self, table: str, index: int, previous: bytes, plaintext: bytes) -> bytes:
+        salt = secrets.token_bytes(_SALT)
+        key = derive(Context.STORE_RECORD, self._key.reveal(), table.encode(), salt)
+        return salt + seal_once(key, plaintext, self._place(table, index, previous))
+
+    def _open(self, table: str, index: int, previous: bytes, record: bytes) -> bytes:
+        where = f"record {index} of table {table!r} in the store"
+        if not _SALT < len(record) <= MAX_ENTRY + 1024:
+            raise Tampered("store-record", f"{where} is of a length that was never written")
+        key = derive(Context.STORE_RECORD, self._key.reveal(), table.encode(), record[:_SALT])
+        try:
+            return open_once(key, record[_SALT:], self._place(table, index, previous), what=where)
+        except Tampered as error:
+            raise Tampered(
+                "store-record",
+                f"{where} was changed, moved, swapped, or is of another store or time",
+                hint="Somebody changed the state directory. Restore it whole, or start a new KeyService.",
+            ) from error
+
+    def _place(self, table: str, index: int, previous: bytes) -> bytes:
+        return digest(Context.STORE_RECORD, self._id, table.encode(), index.to_bytes(8, "big"), previous)
+
+
+def _link(previous: bytes, record: bytes) -> bytes:
+    return hashlib.sha256(previous + record).digest()
+
+
+def unavailable(what: str, cause: str) -> Unavailable:
+    """The store cannot be used now; nothing was half-applied."""
+    return Unavailable(
+        "store-unavailable",
+        f"the store {what}: {cause}",
+        retry_after=1.0,
+        hint="Check the disk that holds the state directory; the service resumes by itself.",
+    )

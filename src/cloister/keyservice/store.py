@@ -1,0 +1,90 @@
+"""Ports to durable storage. The store is hostile: it may lose, move, copy, swap or bring back records.
+
+Two levels: :class:`Rows` is dumb atomic storage of encrypted records (SQLite, memory, later PostgreSQL), and
+:class:`~cloister.keyservice.sealed_store.SealedStore` makes a :class:`KeyStore` of any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cloister.base.secret import SecretBytes
+
+ENTRIES = "entries"
+SECRETS = "secrets"
+HEAD = "head"
+TABLES = (ENTRIES, SECRETS, HEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record at its place."""
+
+    table: str
+    index: int
+    record: bytes
+
+
+class Rows(Protocol):
+    """Port: atomic, durable storage of opaque records by table and index. Fake: ``cloister.testing.rows``."""
+
+    def scan(self, table: str) -> Iterator[tuple[int, bytes]]:
+        """All records of a table, by ascending index.
+
+        :raises Unavailable: ``store-unavailable``. :raises Tampered: ``store-corrupt``.
+        """
+
+    def get(self, table: str, index: int) -> bytes | None:
+        """One record; raises as :meth:`scan`."""
+
+    def write(self, put: Sequence[Row], drop: Sequence[tuple[str, int]]) -> None:
+        """All or nothing, durable on return. After an error it may have happened or not; :meth:`reopen` tells.
+
+        :raises Unavailable: ``store-unavailable``. :raises Tampered: ``store-corrupt``.
+        """
+
+    def reopen(self) -> None:
+        """After a failed write: start again from what the disk holds; raises as :meth:`scan`."""
+
+    def close(self) -> None:
+        """Give up the storage and its lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """An encoded log entry, and the secret that arrived beside it."""
+
+    data: bytes
+    secret: SecretBytes | None = None
+
+
+class KeyStore(Protocol):
+    """Port: the log's entries in order, and secrets each bound to its entry."""
+
+    def load(self) -> Iterator[bytes]:
+        """Every entry from the first, authenticated; must be exhausted before anything else is called.
+
+        :raises Tampered: ``store-record``, ``store-missing``, ``store-truncated``, ``store-head``, ``store-corrupt``.
+        :raises Unavailable: ``store-unavailable``.
+        """
+
+    def secrets(self) -> Mapping[int, SecretBytes]:
+        """All secrets by entry, authenticated; after :meth:`load`, raises as it."""
+
+    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = ()) -> None:
+        """Add entries at the end and destroy the secrets of others: all or nothing, durable on return.
+
+        :raises Unavailable: ``store-unavailable``; nothing happened, and the next append may succeed.
+        :raises Tampered: the disk does not hold what was written to it.
+        """
+
+    def read(self, index: int) -> bytes:
+        """One entry, authenticated.
+
+        :raises InvalidInput: ``log-index``. :raises Tampered: as :meth:`load`.
+        """
+
+    def close(self) -> None:
+        """Give up the storage and its lock."""
