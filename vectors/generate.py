@@ -419,9 +419,9 @@ FILES: dict[str, Callable[[Any], list[Case]]] = {
 }
 
 
-def main() -> int:
+def main(files: dict[str, Callable[[Any], list[Case]]]) -> int:
     stale = []
-    for name, make in FILES.items():
+    for name, make in files.items():
         path = HERE / f"{name}.json"
         old = json.loads(path.read_text())["cases"] if path.exists() else None
         content = json.dumps({"cases": make(old)}, indent=1) + "\n"
@@ -435,4 +435,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(FILES))
