@@ -172,6 +172,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def case_of() -> type[Case]:
     return Case

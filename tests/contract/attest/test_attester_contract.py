@@ -1,0 +1,89 @@
+"""What every Attester and every Sealer does. A real device joins by a fixture entry that opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from cloister.adapters.tee.simulation import SimulatedAttester
+from cloister.attest.anchors import TrustAnchors
+from cloister.attest.types import Attester, Collateral, Sealer
+from cloister.attest.verify import verify
+from cloister.base.errors import InvalidInput, Tampered
+from cloister.crypto.sign import SigningKey
+from cloister.testing.clock import FakeClock
+from cloister.testing.tee import SimulatedTee, simulated_tee
+
+
+@dataclass
+class Offered:
+    attester: Attester
+    anchors: TrustAnchors
+    collateral: Collateral
+    now: float
+
+
+def installed() -> Offered:
+    key, clock = SigningKey.generate(), FakeClock()
+    attester = SimulatedAttester(key, clock, configuration_digest=b"c" * 32)
+    return Offered(attester, TrustAnchors(simulation_keys=(key.public_key,)), Collateral(), clock.now())
+
+
+def fake() -> Offered:
+    tee = simulated_tee("code")
+    return Offered(tee.attester(), tee.anchors(), Collateral(), tee.clock.now())
+
+
+@pytest.fixture(params=[installed, fake])
+def offered(request: pytest.FixtureRequest) -> Offered:
+    make: Callable[[], Offered] = request.param
+    return make()
+
+
+def test_evidence_verifies_and_is_over_the_report_data(offered: Offered) -> None:
+    for report_data in (bytes(64), bytes(range(64)), b"\xff" * 64):
+        evidence = offered.attester.evidence(report_data)
+        assert evidence.tee is offered.attester.tee
+        verified = verify(evidence, offered.collateral, offered.anchors, offered.now)
+        assert verified.claims.report_data == report_data
+        assert verified.claims.tee is offered.attester.tee
+
+
+def test_report_data_of_another_length_is_an_error(offered: Offered) -> None:
+    for length in (0, 32, 63, 65):
+        with pytest.raises(InvalidInput):
+            offered.attester.evidence(bytes(length))
+
+
+@pytest.fixture(params=[lambda: simulated_tee("code").sealer()])
+def sealer(request: pytest.FixtureRequest) -> Sealer:
+    made: Sealer = request.param()
+    return made
+
+
+@pytest.mark.parametrize("plaintext", [b"", b"x", bytes(100_000)])
+def test_what_was_sealed_is_unsealed(sealer: Sealer, plaintext: bytes) -> None:
+    sealed = sealer.seal(plaintext)
+    assert sealed != sealer.seal(plaintext)
+    assert sealer.unseal(sealed) == plaintext
+
+
+@pytest.mark.parametrize("data", [b"", b"\x01", bytes(12), bytes(13), bytes(29), bytes(1000)])
+def test_anything_else_is_refused(sealer: Sealer, data: bytes) -> None:
+    with pytest.raises(Tampered, match="unseal-failed"):
+        sealer.unseal(data)
+
+
+def test_only_the_same_code_configuration_and_platform_unseals() -> None:
+    sealed = simulated_tee("code", isolation="strict").sealer().seal(b"state")
+    assert simulated_tee("code", isolation="strict").sealer().unseal(sealed) == b"state"
+    for other in (
+        simulated_tee("other code", isolation="strict"),
+        simulated_tee("code", isolation="shared"),
+        simulated_tee("code", 2, isolation="strict"),
+        SimulatedTee(),
+    ):
+        with pytest.raises(Tampered, match="unseal-failed"):
+            other.sealer().unseal(sealed)
