@@ -27,12 +27,11 @@ _BLOCK: Final = re.compile(rb"-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n
 
 @dataclass(frozen=True, slots=True)
 class PckPath:
-    """A verified path from a PCK certificate to a pinned root; ``ca`` is ``processor`` or ``platform``."""
+    """A verified path from a PCK certificate to a pinned root."""
 
     leaf: x509.Certificate
     issuer: x509.Certificate
     root: x509.Certificate
-    ca: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +179,35 @@ def tcb_signer(
     return path[0], root
 
 
+def pck_authority(
+    chain: tuple[x509.Certificate, ...], anchors: tuple[x509.Certificate, ...], now: float
+) -> tuple[x509.Certificate, x509.Certificate]:
+    """Verify the path of a PCK CA, processor or platform.
+
+    :returns: the CA, the anchor.
+    :raises Refused: ``root-not-pinned, chain-shape, chain-not-a-ca, pck-name, pck-ca-expired, pck-ca-not-yet-valid``.
+    """
+    path, root = pinned_root(chain, anchors, "the PCK CA's chain")
+    if len(path) != 1:
+        raise Refused("chain-shape", "the PCK CA's chain is not one certificate under the root")
+    _check_pck_ca(path[0], root, now)
+    return path[0], root
+
+
+def pck_ca(issuer: x509.Certificate) -> str | None:
+    """``processor`` or ``platform``, as a PCK CA's name says; ``None`` for another certificate."""
+    return PCK_CAS.get(_common_name(issuer.subject))
+
+
+def _check_pck_ca(issuer: x509.Certificate, root: x509.Certificate, now: float) -> None:
+    if pck_ca(issuer) is None:
+        raise Refused("pck-name", "a PCK certificate or its CRL is issued by something other than a PCK CA")
+    _check_authority(issuer, "the PCK CA")
+    _check_issued(issuer, root, "the PCK CA")
+    check_window(window_of(root), now, "root", "the Intel root")
+    check_window(window_of(issuer), now, "pck-ca", "the PCK CA")
+
+
 def pck_path(chain: tuple[x509.Certificate, ...], anchors: tuple[x509.Certificate, ...], now: float) -> PckPath:
     """Verify the path of a PCK certificate.
 
@@ -191,17 +219,13 @@ def pck_path(chain: tuple[x509.Certificate, ...], anchors: tuple[x509.Certificat
     if len(path) != 2:
         raise Refused("chain-shape", "the PCK chain is not a PCK certificate, a PCK CA and the root")
     leaf, issuer = path
-    ca = PCK_CAS.get(_common_name(issuer.subject))
-    if ca is None or _common_name(leaf.subject) != PCK:
+    if _common_name(leaf.subject) != PCK:
         raise Refused("pck-name", "the PCK chain does not name a PCK certificate under a PCK CA")
+    _check_pck_ca(issuer, root, now)
     _check_leaf(leaf, "the PCK certificate")
-    _check_authority(issuer, "the PCK CA")
-    _check_issued(issuer, root, "the PCK CA")
     _check_issued(leaf, issuer, "the PCK certificate")
-    check_window(window_of(root), now, "root", "the Intel root")
-    check_window(window_of(issuer), now, "pck-ca", "the PCK CA")
     check_window(window_of(leaf), now, "pck", "the PCK certificate")
-    return PckPath(leaf, issuer, root, ca)
+    return PckPath(leaf, issuer, root)
 
 
 def read_crl(der: bytes, issuer: x509.Certificate, now: float, what: str) -> x509.CertificateRevocationList:

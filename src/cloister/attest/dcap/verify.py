@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import dcap_qvl
-from cryptography import x509
 
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.dcap import chain as paths
 from cloister.attest.dcap.claims import claims_of, tcb_of
 from cloister.attest.dcap.collateral import FILE, DcapCollateral, parse_collateral
+from cloister.attest.dcap.collateral_check import check_kind, roots_of, signers
 from cloister.attest.dcap.parse import parse
 from cloister.attest.dcap.pck import PckPlatform, platform_of
 from cloister.attest.dcap.quote import (
@@ -112,8 +112,8 @@ def _verify(  # noqa: PLR0917  # the two public functions with their kind of TEE
         quote = _parse(tee, evidence)
     with steps.step("collateral"):
         parts = _collateral(collateral)
-        _check_kind(tee, parts, now)
-    roots = _roots(anchors)
+        check_kind(tee, parts, now)
+    roots = roots_of(anchors)
     with steps.step("pck-chain"):
         path = paths.pck_path(paths.read_chain(quote.signature.pck_chain, "the PCK chain"), roots, now)
         platform = platform_of(path.leaf)
@@ -126,7 +126,9 @@ def _verify(  # noqa: PLR0917  # the two public functions with their kind of TEE
     with steps.step("platform"):
         _check_platform(parts, platform)
     with steps.step(COLLATERAL_SIGNATURES):
-        signers = _signers(parts, roots, path.root, root_crl, now)
+        signing = signers(parts, roots, root_crl, now)
+        if any(root != path.root for _, root in signing):
+            raise Refused("root-not-pinned", "the collateral's signers end in another root than the PCK chain")
         outcome = _run_dcap(evidence.body, parts, path, now)
         outcome.at(COLLATERAL_SIGNATURES)
     with steps.step(QUOTING_ENCLAVE):
@@ -147,7 +149,9 @@ def _verify(  # noqa: PLR0917  # the two public functions with their kind of TEE
         outcome.at(ATTRIBUTES)
         _check_agreement(outcome.claims, quote, platform)
         tcb = tcb_of(outcome.claims)
-    windows = [paths.window_of(cert) for cert in (path.leaf, path.issuer, path.root, *signers)]
+    windows = [
+        paths.window_of(cert) for cert in (path.leaf, path.issuer, path.root, *(signer for signer, _ in signing))
+    ]
     ends = [w.end for w in windows] + [paths.crl_window(crl).end for crl in (root_crl, pck_crl)]
     ends += [float(parts.tcb_info.window.next_update), float(parts.qe_identity.window.next_update)]
     return VerifiedEvidence(claims_of(quote, platform, tcb), verified_at=now, expires_at=min(ends))
@@ -172,29 +176,6 @@ def _collateral(collateral: Collateral) -> DcapCollateral:
     return parse_collateral(data)
 
 
-def _check_kind(tee: TeeType, parts: DcapCollateral, now: float) -> None:
-    """Clause 3.5: of this TEE, and valid now."""
-    wanted = ("TDX", "TD_QE") if tee is TeeType.TDX else ("SGX", "QE")
-    if parts.tcb_info.tee != wanted[0] or parts.tcb_info.version != 3:
-        raise Refused(
-            "tcb-info-tee", f"TCB info is {parts.tcb_info.tee!r} version {parts.tcb_info.version}, not {wanted[0]} 3"
-        )
-    if parts.qe_identity.id != wanted[1]:
-        raise Refused("qe-identity-tee", f"the QE identity is of {parts.qe_identity.id!r}, not {wanted[1]!r}")
-    for window, code, what in (
-        (parts.tcb_info.window, "tcb-info", "TCB info"),
-        (parts.qe_identity.window, "qe-identity", "the QE identity"),
-    ):
-        paths.check_window(paths.Window(window.issued, window.next_update), now, code, what)
-
-
-def _roots(anchors: TrustAnchors) -> tuple[x509.Certificate, ...]:
-    try:
-        return tuple(x509.load_der_x509_certificate(der) for der in anchors.intel_root_der)
-    except ValueError as error:
-        raise InvalidInput("anchor-malformed", "a pinned Intel root is not a certificate") from error
-
-
 def _check_platform(parts: DcapCollateral, platform: PckPlatform) -> None:
     """Clause 3.5: FMSPC and PCE id; dcap-qvl compares the first only."""
     info = parts.tcb_info
@@ -204,29 +185,6 @@ def _check_platform(parts: DcapCollateral, platform: PckPlatform) -> None:
         raise Refused(
             "pce-id-mismatch", f"TCB info is of PCE {info.pce_id.hex()}, the platform has {platform.pce_id.hex()}"
         )
-
-
-def _signers(
-    parts: DcapCollateral,
-    roots: tuple[x509.Certificate, ...],
-    root: x509.Certificate,
-    root_crl: x509.CertificateRevocationList,
-    now: float,
-) -> tuple[x509.Certificate, ...]:
-    """Clauses 3.4 and 3.5: who signed TCB info and QE identity."""
-    signers: dict[str, x509.Certificate] = {}
-    for pem, what in (
-        (parts.tcb_info_issuer_chain, "TCB info's issuer chain"),
-        (parts.qe_identity_issuer_chain, "the QE identity's issuer chain"),
-    ):
-        if pem in signers:  # Intel signs both with one certificate
-            continue
-        signer, anchor = paths.tcb_signer(paths.read_chain(pem.encode(), what), roots, now, what)
-        if anchor != root:
-            raise Refused("root-not-pinned", f"{what} ends in another root than the PCK chain")
-        paths.check_revoked(root_crl, signer, "tcb-signer-revoked", "the TCB signer")
-        signers[pem] = signer
-    return tuple(signers.values())
 
 
 def _run_dcap(body: bytes, parts: DcapCollateral, path: paths.PckPath, now: float) -> _Outcome:
