@@ -151,6 +151,18 @@ def test_old_collateral_is_refused(case_of: Any) -> None:
             bundle.check_collateral(case.verified().claims)
 
 
+def test_a_bundle_that_nobody_could_read_is_not_signed() -> None:
+    rules = []
+    for index in range(3):
+        entries = [index.to_bytes(4, "big") + n.to_bytes(44, "big") for n in range(1, 200)]
+        rules.append(Rule.of(f"ks{index}", TeeType.SIMULATION, SIMULATION.plain() | {"measurement": entries}))
+    wide = replace(BUNDLE, keyservice=Policy(tuple(rules)))
+    assert open_bundle(wide.sign(ROOT), ROOT.public_key, 7, NOW) == wide
+    many = tuple(Successor(n.to_bytes(48, "big"), b"d" * 32) for n in range(65))
+    with pytest.raises(InvalidInput, match="bundle-malformed"):
+        replace(BUNDLE, successors=many)
+
+
 def test_a_payload_of_another_form_is_refused() -> None:
     good = cbor.decode(BUNDLE.payload, limit=10_000, what="test")
     for change in (

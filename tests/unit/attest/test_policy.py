@@ -142,6 +142,51 @@ def test_a_zero_measurement_needs_debug_by_name(case_of: Any) -> None:
     case.policy()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "code", "place"),
+    [
+        ("minimum_reported_tcb", 3, "policy-field-type", ""),
+        ("minimum_reported_tcb", {"snp": 1}, "policy-field-missing", ".boot_loader"),
+        ("minimum_reported_tcb", {"ucode": 1}, "policy-unknown-field", ".ucode"),
+        (
+            "minimum_reported_tcb",
+            {"boot_loader": 256, "tee": 0, "snp": 0, "microcode": 0},
+            "policy-field-range",
+            ".boot_loader",
+        ),
+        ("minimum_launch_tcb", "any-reported-tcb", "policy-left-out", ""),
+        ("vmpl", [4], "policy-field-range", "[0]"),
+        ("products", ["Rome"], "policy-field-range", "[0]"),
+        ("vlek_csp_ids", ["a\nb"], "policy-field-range", "[0]"),
+        ("allow_smt", "any-smt", "policy-left-out", ""),
+        ("platforms", [bytes(64)], "policy-zero-measurement", ""),
+        ("image_id", ["configuration-digest"], "policy-field-type", "[0]"),
+    ],
+)
+def test_a_mistake_in_an_snp_rule(case_of: Any, field: str, value: object, code: str, place: str) -> None:
+    case = case_of(TeeType.SEV_SNP)
+    case.rule[field] = value
+    with pytest.raises(InvalidInput) as caught:
+        case.policy()
+    assert (caught.value.code, caught.value.details["place"]) == (code, f"rule.main.{field}{place}")
+
+
+def test_pcrs_beside_the_named_ones_are_zero_or_left_out(case_of: Any) -> None:
+    case = case_of(TeeType.NITRO)
+    case.rule["other_pcrs"] = "zero"
+    with pytest.raises(InvalidInput, match="policy-field-range"):
+        case.policy()
+    case.rule["other_pcrs"] = "any-other-pcr"
+    case.policy()
+
+
+def test_evidence_without_a_claim_makes_no_policy(case_of: Any) -> None:
+    case = case_of(TeeType.NITRO)
+    del case.measurements["pcr1"]
+    with pytest.raises(InvalidInput, match="policy-observed"):
+        policy_for(case.verified().claims, case.configuration)
+
+
 def test_encodings_other_than_the_one_are_refused(case: Any) -> None:
     plain = case.policy().plain()
     plain["rules"][0]["expect"]["isolation"] = ["strict", "per-user"]  # type: ignore[index]

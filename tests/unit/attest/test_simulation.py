@@ -9,6 +9,7 @@ import pytest
 from cloister.attest import claim_names
 from cloister.attest.anchors import TrustAnchors, production_anchors
 from cloister.attest.simulation import SimulatedToken, produce
+from cloister.attest.simulation import verify as verify_simulation
 from cloister.attest.steps import Steps, Verdict
 from cloister.attest.types import Collateral, Evidence, TeeType
 from cloister.attest.verify import verify
@@ -122,3 +123,9 @@ def test_it_comes_alone_and_small() -> None:
         verify(replace(good, endorsements={"x": bytes(MAX_EVIDENCE)}), Collateral(), ANCHORS, NOW)
     with pytest.raises(InvalidInput, match="collateral-too-long"):
         verify(good, Collateral({"x": bytes(MAX_COLLATERAL + 1)}), ANCHORS, NOW)
+
+
+def test_the_verifier_itself_refuses_another_label() -> None:
+    labelled = replace(produce(KEY, TOKEN), tee=TeeType.TDX)
+    with pytest.raises(InvalidInput, match="evidence-other-tee"):
+        verify_simulation(labelled, Collateral(), ANCHORS, NOW, Steps())
