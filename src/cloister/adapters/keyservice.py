@@ -112,20 +112,23 @@ def believe(
     return AttestedKeyService(description, appraisal)
 
 
-def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead) -> None:
+def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead, floor: LogHead | None = None) -> None:
     """Refuse a log that went back or forked, then remember the newest head (clause 5.3).
 
+    :param floor: the newest head that was known when ``head`` was asked for: answers to concurrent calls arrive in any
+        order, but none may be behind what was seen before its question. By default what is known now.
     :raises Tampered: ``keyservice-rolled-back``, ``keyservice-forked``.
     """
     seen = memory.newest(keyservice)
+    floor = seen if floor is None else floor
     hint = "Its database was restored or replaced. Do not use it; tell whoever runs it, and the auditor."
-    if seen is not None and head.size < seen.size:
+    if floor is not None and head.size < floor.size:
         raise Tampered(
             "keyservice-rolled-back",
-            f"the KeyService's log has {head.size} entries, but had {seen.size} before",
+            f"the KeyService's log has {head.size} entries, but had {floor.size} before",
             hint=hint,
         )
-    if seen is not None and head.size == seen.size and head.root != seen.root:
+    if any(known is not None and head.size == known.size and head.root != known.root for known in (seen, floor)):
         raise Tampered("keyservice-forked", f"the KeyService's log has two histories of {head.size} entries", hint=hint)
     if seen is None or head.size > seen.size:
         memory.remember(keyservice, head)
@@ -150,6 +153,7 @@ class KeyServiceLink:
         self._heads = heads
         self._attested: AttestedKeyService | None = None
         self._lock = threading.Lock()
+        self._heads_lock = threading.Lock()
 
     def attested(self) -> AttestedKeyService:
         """The KeyService, attested now if it was not yet.
@@ -179,14 +183,20 @@ class KeyServiceLink:
             collateral=self._collateral.collateral(source),
             now=self._clock.now(),
         )
-        nonce = secrets.token_bytes(32)
+        nonce, floor = secrets.token_bytes(32), self.newest(description.keyservice)
         status = self._transport.post("/v1/status", nonce, limit=4096)
-        self.saw(description.keyservice, calls.verify_status(status, description, nonce))
+        self.saw(description.keyservice, calls.verify_status(status, description, nonce), floor=floor)
         return attested
 
-    def saw(self, keyservice: bytes, head: LogHead) -> None:
+    def newest(self, keyservice: bytes) -> LogHead | None:
+        """The newest head seen; take it before a call, to judge the head that comes back."""
+        with self._heads_lock:
+            return self._heads.newest(keyservice)
+
+    def saw(self, keyservice: bytes, head: LogHead, *, floor: LogHead | None = None) -> None:
         """Note a head that arrived with a reply; raises as :func:`check_head`."""
-        check_head(self._heads, keyservice, head)
+        with self._heads_lock:
+            check_head(self._heads, keyservice, head, floor)
 
     def call(self, kind: str, body: Callable[[AttestedKeyService], bytes], keys: tuple[SecretBytes, ...] = ()) -> Any:
         """One sealed call; attests again, once, when the epoch ended meanwhile.
