@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.http.problem import from_response
 from cloister.attest.appraise import appraise
 from cloister.attest.bundle import TrustBundle
 from cloister.attest.configuration import decode_configuration
@@ -37,6 +39,39 @@ class Transport(Protocol):
 
     def post(self, path: str, body: bytes, *, limit: int) -> bytes:
         """As :meth:`get`; the body is sent once: what may have arrived is not sent again."""
+
+
+class HttpTransport:
+    """:class:`Transport` over HTTP.
+
+    :param origin: ``http://host:port``, ``https://host`` or ``unix:/path``.
+    """
+
+    def __init__(self, client: HttpClient, origin: str) -> None:
+        self._client = client
+        self._origin = origin
+
+    def get(self, path: str, *, limit: int) -> bytes:
+        """See the port."""
+        return self._exchange("GET", path, b"", limit)
+
+    def post(self, path: str, body: bytes, *, limit: int) -> bytes:
+        """See the port."""
+        return self._exchange("POST", path, body, limit)
+
+    def _exchange(self, method: str, path: str, body: bytes, limit: int) -> bytes:
+        try:
+            answer = self._client.request(method, self._origin, path, content=body, max_answer=limit)
+        except Unavailable as error:
+            raise Unavailable(
+                "keyservice-unreachable",
+                f"the KeyService at {self._origin} cannot be reached: {error.message}",
+                retry_after=error.retry_after or 1.0,
+                hint="Is it running, and is the address right?",
+            ) from error
+        if answer.status != 200:
+            raise from_response(answer.status, answer.headers, answer.body)
+        return bytes(answer.body)
 
 
 class HeadMemory(Protocol):
