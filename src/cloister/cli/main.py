@@ -24,6 +24,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "grant": ("cloister.cli.grant", "let a user use one of your models"),
     "revoke": ("cloister.cli.revoke", "take back a grant or a consent"),
     "consent": ("cloister.cli.consent", "let attested runtimes see your requests to a model"),
+    "access": ("cloister.cli.access", "who may use what, why not, and what happened"),
     "infer": ("cloister.cli.infer", "run a model on your data, encrypted end to end"),
     "verify": ("cloister.cli.verify", "verify evidence of a TEE and appraise it under a policy"),
     "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),

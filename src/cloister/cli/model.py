@@ -15,7 +15,7 @@ from pathlib import Path
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import check_name, parse_id
 from cloister.cli.account import add_account_options, open_client
-from cloister.cli.output import Output
+from cloister.cli.output import Output, as_json
 from cloister.cli.progress import progress_bars
 from cloister.client.client import Client
 
@@ -74,11 +74,15 @@ def _publish(args: argparse.Namespace, out: Output, client: Client) -> int:
 
 
 def _list(_args: argparse.Namespace, out: Output, client: Client) -> int:
-    found = client.models()
-    own, usable = found.get("own", []), found.get("usable", [])
-    lines = ["your models:"] + [f"  {_line(item)}" for item in own] + ["models you may use:"]
-    lines += [f"  {_line(item)}" for item in usable]
-    out.result({"own": _plain(own), "usable": _plain(usable)}, "\n".join(lines))
+    items = client.models()
+    lines = []
+    for item in items:
+        versions = ", ".join(
+            f"v{v['version']} {v['manifest'].hex()[:16]}..." for v in item["versions"] if not v["retired"]
+        )
+        state = "retired" if item["retired"] else versions or "all versions retired"
+        lines.append(f"{item['relation']:<8} {item['model']}  {state}")
+    out.result({"models": as_json(items)}, "\n".join(lines) or "no models: `cloister model pack` makes one")
     return 0
 
 
@@ -96,11 +100,3 @@ def _retire(args: argparse.Namespace, out: Output, client: Client) -> int:
     acknowledged = client.retire(args.subject, manifest)
     out.result({"model": args.subject, "entry": acknowledged["entry"]}, f"retired; log entry {acknowledged['entry']}")
     return 0
-
-
-def _line(item: dict[str, object]) -> str:
-    return "  ".join(str(value.hex() if isinstance(value, bytes) else value) for value in item.values())
-
-
-def _plain(items: list[dict[str, object]]) -> list[dict[str, object]]:
-    return [{key: value.hex() if isinstance(value, bytes) else value for key, value in item.items()} for item in items]

@@ -25,23 +25,17 @@ def refusal(account: Account, model: ModelId) -> CloisterError:
             "the runtime refused the request, but the KeyService would release the keys now",
             hint="A key may just have been rotated, or the clocks differ by minutes: try again, or see `access why`.",
         )
-    whose = str(failing.get("whose", ""))
-    details = {
-        name: str(failing[name])
-        for name in ("whose", "check", "claim", "rule", "expected", "actual")
-        if failing.get(name)
-    }
+    whose = str(failing["whose"])
+    details = {name: str(failing[name]) for name in ("name", "whose", "expected", "actual") if failing.get(name)}
     hint = "Ask the model's owner." if whose == "owner" else "`cloister access why MODEL` shows every check."
-    return Refused(
-        str(failing["code"]), f"{failing.get('check', 'a check')} of the {whose} says no", details=details, hint=hint
-    )
+    return Refused(str(failing["code"]), f"the {whose}'s rule {failing['name']!r} says no", details=details, hint=hint)
 
 
 def first_failure(answer: dict[str, Any]) -> dict[str, Any] | None:
     """The first check that fails, of the standing rules or of the last denial to a runtime."""
-    checks = [*answer.get("checks", []), *(answer.get("last_denial") or {}).get("checks", [])]
+    checks = [*answer["checks"], *answer["denial"].get("checks", [])]
     for check in checks:
-        if check.get("verdict") == "FAIL":
+        if check["verdict"] == "FAIL":
             found: dict[str, Any] = check
             return found
     return None

@@ -6,7 +6,7 @@ import secrets
 import threading
 from typing import Final
 
-from cloister.base.errors import Refused, Tampered
+from cloister.base.errors import Refused, Tampered, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.client.account import Account
@@ -76,7 +76,10 @@ class SealingKeys:
         )
         answer = self._account.ask("service-key", about)
         description = self._account.link.attested().description
-        endorsement = ServiceKeyEndorsement.verify(answer["endorsement"], description.log_key)
+        active = [item["endorsement"] for item in answer["keys"] if item["phase"] == "active"]
+        if not active:
+            raise Unavailable("service-key-none", f"the KeyService has no service key for {model.name!r} in force")
+        endorsement = ServiceKeyEndorsement.verify(active[0], description.log_key)
         same = (
             endorsement.keyservice == description.keyservice
             and endorsement.model == model

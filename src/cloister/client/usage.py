@@ -115,17 +115,27 @@ class Usage:
         """This identity as the KeyService knows it."""
         return self.account.ask("whoami")
 
-    def models(self) -> dict[str, Any]:
-        """Own models, and those that may be used."""
-        return self.account.ask("models")
+    def models(self) -> list[dict[str, Any]]:
+        """Own models and granted ones: ``{relation, model, retired, versions}``."""
+        return self._all("models")
 
-    def access(self) -> dict[str, Any]:
-        """Grants and consents that concern this identity."""
-        return self.account.ask("access")
+    def access(self) -> list[dict[str, Any]]:
+        """Grants and consents that concern this identity; see spec/protocol.md, appendix A."""
+        return self._all("access")
 
-    def events(self) -> dict[str, Any]:
-        """What happened: log entries that concern this identity."""
-        return self.account.ask("events")
+    def events(self) -> list[dict[str, Any]]:
+        """What happened: log entries that concern this identity, ``{index, entry, inclusion}``."""
+        return self._all("events")
+
+    def _all(self, kind: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        about: dict[str, Any] = {}
+        while True:
+            page = self.account.ask(kind, about)
+            items += page["items"]
+            if page["next"] in ("", -1):
+                return items
+            about = {"after": page["next"]}
 
     def why(self, model: str | ModelId, user: bytes | None = None) -> dict[str, Any]:
         """Dry run of a release: every check, with whose rule it is, and the last denial to a runtime."""
