@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from cloister.adapters.tee.configfs_tsm import ConfigfsTsmAttester
+from cloister.adapters.tee.gramine import GramineAttester
+from cloister.adapters.tee.nitro import NitroAttester
 from cloister.adapters.tee.simulation import SimulatedAttester
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.types import Attester, Collateral, Sealer
@@ -14,6 +19,10 @@ from cloister.attest.verify import verify
 from cloister.base.errors import InvalidInput, Tampered
 from cloister.crypto.sign import SigningKey
 from cloister.testing.clock import FakeClock
+from cloister.testing.devices import FakeConfigfsTsm, FakeGramine, FakeNsm
+from cloister.testing.evidence_dcap import SyntheticIntel
+from cloister.testing.evidence_nitro import NitroAuthority
+from cloister.testing.evidence_snp import SnpAuthority
 from cloister.testing.tee import SimulatedTee, simulated_tee
 
 
@@ -36,7 +45,46 @@ def fake() -> Offered:
     return Offered(tee.attester(), tee.anchors(), Collateral(), tee.clock.now())
 
 
-@pytest.fixture(params=[installed, fake])
+def gramine() -> Offered:
+    intel = SyntheticIntel.sgx()
+
+    def quote(report_data: bytes) -> bytes:
+        intel.report["report_data"] = report_data
+        return intel.quote()
+
+    return Offered(GramineAttester(FakeGramine(quote)), intel.anchors(), intel.collateral(), FakeClock().now())
+
+
+def tdx_by_configfs() -> Offered:
+    intel = SyntheticIntel.tdx(5)
+
+    def quote(report_data: bytes, _level: int) -> bytes:
+        intel.report["report_data"] = report_data
+        return intel.quote()
+
+    attester = ConfigfsTsmAttester(FakeConfigfsTsm(quote))
+    return Offered(attester, intel.anchors(), intel.collateral(), FakeClock().now())
+
+
+def snp_by_configfs() -> Offered:
+    amd = SnpAuthority.create()
+    _, collateral = amd.evidence("Milan", crl=amd.crl("Milan"))
+
+    def report(report_data: bytes, level: int) -> bytes:
+        return amd.evidence("Milan", report_data=report_data, vmpl=level)[0].body
+
+    attester = ConfigfsTsmAttester(FakeConfigfsTsm(report, provider=b"sev_guest\n"), privilege_level=1)
+    return Offered(attester, amd.anchors("Milan"), collateral, FakeClock().now())
+
+
+def nitro() -> Offered:
+    aws = NitroAuthority.create()
+    nsm = FakeNsm(lambda report_data: aws.evidence(aws.content(user_data=report_data)).body)
+    attester = NitroAttester(Path(os.devnull), ioctl=nsm)
+    return Offered(attester, aws.anchors(), Collateral(), FakeClock().now())
+
+
+@pytest.fixture(params=[installed, fake, gramine, tdx_by_configfs, snp_by_configfs, nitro])
 def offered(request: pytest.FixtureRequest) -> Offered:
     make: Callable[[], Offered] = request.param
     return make()
