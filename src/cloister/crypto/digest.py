@@ -46,6 +46,8 @@ class Context(StrEnum):
     MODEL_CHUNK = "cloister/v1/model-chunk"
     KEYRING = "cloister/v1/client-keyring"
     LOG_LEAF = "cloister/v1/log-leaf"
+    LOG_KEY = "cloister/v1/log-key"
+    STORE_KEY = "cloister/v1/store-key"
     STORE_RECORD = "cloister/v1/store-record"
     SEALED_STATE = "cloister/v1/sealed-state"
     SIMULATED_EVIDENCE = "cloister/v1/insecure-simulation-evidence"

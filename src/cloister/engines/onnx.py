@@ -3,9 +3,8 @@
 Two ways to load (PERFORMANCE: ResNet101v2 in 15 ms instead of 500, 1.1 x its weights instead of 3.5 x):
 
 * a **tuned** graph was optimised when the model was packed. Its weights are handed over as they lie
-  (``add_initializer``, no copy), and no optimiser runs. Weights that kernels reorder for themselves (of dense layers)
-  are given away instead, so that only the reordered copy stays. The graph says where weights lie by naming an empty
-  stand-in file, so an attempt of ONNX Runtime to read one itself fails loudly.
+  (``add_initializer``, no copy), and no optimiser runs. The graph says where weights lie by naming an empty stand-in
+  file, so an attempt of ONNX Runtime to read one itself fails loudly.
 * a **plain** graph is optimised here, for this CPU (``add_external_initializers``, which copies).
 """
 
@@ -44,24 +43,23 @@ class OnnxEngine:
         options = _options(ort, threads)
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_DISABLE_ALL if parts.tuned else level.ORT_ENABLE_ALL
-        values = [(tensor, _ort_value(ort, tensor, parts.weights)) for tensor in checked.external]
+        tensors = [(tensor, _tensor_view(tensor, parts.weights)) for tensor in checked.external]
+        values = [_ort_value(ort, tensor, view) for tensor, view in tensors]
         try:
             if parts.tuned:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(_STAND_INS)
                 )
-            lent = [value for tensor, value in values if parts.tuned and is_lent(tensor.file)]
-            for tensor, value in values:
-                if parts.tuned and is_lent(tensor.file):
+                for (tensor, _), value in zip(tensors, values, strict=True):
                     options.add_initializer(tensor.name, value)
-            given = [(tensor.name, value) for tensor, value in values if not (parts.tuned and is_lent(tensor.file))]
-            if given:
-                options.add_external_initializers([name for name, _ in given], [value for _, value in given])
+            elif values:
+                options.add_external_initializers([tensor.name for tensor, _ in tensors], values)
+                values = []  # copied
             session = ort.InferenceSession(bytes(parts.graph), options, providers=_PROVIDERS)
         except Exception as error:  # noqa: BLE001  # its text names nodes of the decrypted model: none of it goes on
             raise _load_error(error) from None
         session._model_bytes = None  # would keep the plaintext model alive as long as the session
-        return OnnxSession(session, checked, lent)
+        return OnnxSession(session, checked, values)
 
 
 class OnnxSession:
@@ -129,11 +127,6 @@ class OnnxSession:
         self._borrowed = []
 
 
-def is_lent(file: str) -> bool:
-    """Whether a tuned graph borrows this weights file until its session is closed; others are free after the load."""
-    return not file.endswith(".repacked.bin")
-
-
 def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = max(1, threads)
@@ -155,8 +148,7 @@ def _tensor_view(tensor: ExternalTensor, weights: Mapping[str, Buffer]) -> memor
     return whole[tensor.offset : tensor.offset + tensor.length]
 
 
-def _ort_value(ort: Any, tensor: ExternalTensor, weights: Mapping[str, Buffer]) -> Any:
-    view = _tensor_view(tensor, weights)
+def _ort_value(ort: Any, tensor: ExternalTensor, view: memoryview) -> Any:
     if tensor.datatype == "BF16":
         bits = np.frombuffer(view, np.uint16).reshape(tensor.shape)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)

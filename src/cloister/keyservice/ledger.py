@@ -83,9 +83,10 @@ class Ledger:
         self._tree = MerkleTree()
         self._vault = Vault()
         self._lock = threading.Lock()
+        self._time_lock = threading.Lock()
         self._queue: deque[_Job] = deque()
         self._closed = False
-        self._swept = clock.now()
+        self._latest = self._swept = clock.now()
         for data in store.load():
             try:
                 apply(self._state, Entry.decode(data))
@@ -118,9 +119,16 @@ class Ledger:
             raise Tampered("store-other", "the store holds the log of another KeyService")
         return genesis
 
+    @property
+    def open(self) -> bool:
+        """Whether it takes proposals."""
+        return not self._closed
+
     def now(self) -> float:
-        """The KeyService's time: never behind the newest durable entry."""
-        return self._state.now(self._clock.now())
+        """The KeyService's time: never behind the newest durable entry, nor behind itself."""
+        with self._time_lock:
+            self._latest = max(self._latest, self._state.now(self._clock.now()))
+            return self._latest
 
     @contextmanager
     def read(self) -> Iterator[tuple[State, float]]:
@@ -143,6 +151,10 @@ class Ledger:
 
         :raises Tampered: the store's codes; ``store-record``. :raises Unavailable: ``store-unavailable``.
         """
+        return self.entries_with_head(indices)[0]
+
+    def entries_with_head(self, indices: list[int]) -> tuple[list[tuple[int, bytes, tuple[bytes, ...]]], LogHead]:
+        """As :meth:`entries`, with the head to which the proofs lead."""
         found = []
         with self._lock:
             for index in indices:
@@ -150,7 +162,8 @@ class Ledger:
                 if not same(entry_leaf(data), self._tree.leaf(index)):
                     raise Tampered("store-record", f"log entry {index} in the store is not the one in the log")
                 found.append((index, data, self._tree.inclusion(index)))
-        return found
+            head = LogHead(self._tree.size, self._tree.root(), int(self.now()))
+        return found, head
 
     def commit(self, propose: Propose) -> Committed | None:
         """Run ``propose`` against the newest state; what it returns is in the log, durable, when this returns.

@@ -114,20 +114,25 @@ def _statement(state: State, index: int, entry: Entry) -> None:
             parties.append(body.user)
         case Consent():
             _consent(state, index, time, subject, body)
-            parties.append(body.model.owner)
+            parties.extend(_granting(state, subject, body.model))
         case RevokeConsent():
             _forget_consent(state, time, subject, body.model)
             state.consents.drop((subject, body.model))
             state.consents_by.discard(subject, body.model)
             state.consents_to.discard(body.model, subject)
-            parties.append(body.model.owner)
+            parties.extend(_granting(state, subject, body.model))
         case RotateRequestKey():
             _rotate_request_key(state, index, time, subject, body)
-            parties.append(body.model.owner)
+            parties.extend(_granting(state, subject, body.model))
         case Delegate():
             _delegate(state, time, subject, body)
             parties.append(body.delegate)
     _about(state, index, *parties)
+
+
+def _granting(state: State, user: bytes, model: ModelId) -> tuple[bytes, ...]:
+    """The owner, if he granted: what strangers say of a model concerns him only then."""
+    return (model.owner,) if (model, user) in state.grants else ()
 
 
 def _advance(state: State, statement: Statement) -> None:

@@ -1,0 +1,146 @@
+"""Make, run and look at a KeyService.
+
+    cloister keyservice init   --state DIR --simulation-key FILE [--configuration FILE]
+    cloister keyservice run    --state DIR --simulation-key FILE [--configuration FILE] [--bundle FILE]
+    cloister keyservice status --state DIR | --address URL
+
+`init` makes the root secret, sealed to this code and this configuration, and prints what a trust bundle must name.
+`run` serves until it is told to stop (SIGTERM finishes what is under way). `status` asks a running one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from pathlib import Path
+from typing import Any, Final
+
+from cloister.base.errors import InvalidInput, Unavailable
+from cloister.cli.output import Output
+
+DEFAULT_LISTEN: Final = "127.0.0.1:8440"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument("action", choices=("init", "run", "status"), help="what to do")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="where root secret and store are")
+    parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default {DEFAULT_LISTEN}")
+    parser.add_argument("--simulation-key", type=Path, metavar="FILE", help="run in the simulated TEE of this key")
+    parser.add_argument("--configuration", type=Path, metavar="FILE", help="TOML; everything in it is measured")
+    parser.add_argument("--bundle", type=Path, metavar="FILE", help="the trust bundle in use")
+    parser.add_argument("--collateral", type=Path, metavar="DIR", help="collateral for runtimes' evidence")
+    parser.add_argument("--address", metavar="URL", help="of a running KeyService, for status")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Do it."""
+    match args.action:
+        case "init":
+            return _init(args, out)
+        case "run":
+            return _run(args, out)
+        case _:
+            return _status(args, out)
+
+
+def _need(args: argparse.Namespace, name: str) -> Any:
+    value = getattr(args, name)
+    if value is None:
+        raise InvalidInput("argument", f"`cloister keyservice {args.action}` needs --{name.replace('_', '-')}")
+    return value
+
+
+def _init(args: argparse.Namespace, out: Output) -> int:
+    from cloister.adapters.clock import SystemClock
+    from cloister.keyservice.app import initialise, read_settings, simulated_tee
+
+    state: Path = _need(args, "state")
+    settings, clock = read_settings(args.configuration), SystemClock()
+    tee = simulated_tee(_need(args, "simulation_key"), settings, clock)
+    root = initialise(state, tee, settings, clock)
+    out.result(
+        {
+            "keyservice": root.id.hex(),
+            "state": str(state),
+            "tee": tee.attester.tee.value,
+            "measurement": tee.measurement.hex(),
+            "configuration": settings.measured().digest.hex(),
+            "rollback_protection": settings.rollback_protection,
+        }
+    )
+    return 0
+
+
+def _run(args: argparse.Namespace, out: Output) -> int:
+    from cloister.adapters.clock import SystemClock
+    from cloister.adapters.collateral.directory import DirectoryCollateral
+    from cloister.adapters.logs import JsonLog
+    from cloister.adapters.process import raise_file_limit
+    from cloister.adapters.process import run as run_loop
+    from cloister.keyservice.app import NoCollateral, bundle_reader, read_settings, serve, simulated_tee
+
+    state: Path = _need(args, "state")
+    host, port = _listen(args.listen)
+    settings, clock = read_settings(args.configuration), SystemClock()
+    tee = simulated_tee(_need(args, "simulation_key"), settings, clock)
+    raise_file_limit()
+    run_loop(
+        serve(
+            state,
+            tee,
+            settings,
+            host=host,
+            port=port,
+            clock=clock,
+            collateral=DirectoryCollateral(args.collateral) if args.collateral else NoCollateral(),
+            bundle_digest=bundle_reader(args.bundle, settings, clock),
+            events=JsonLog(clock, service="keyservice"),
+            ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),
+        )
+    )
+    return 0
+
+
+def _status(args: argparse.Namespace, out: Output) -> int:
+    """What a running KeyService says, its signature checked under the key it says; no evidence is believed here."""
+    from cloister.adapters.clock import SystemClock
+    from cloister.adapters.http.blocking import HttpClient
+    from cloister.adapters.keyservice import MAX_DESCRIPTION
+    from cloister.wire.calls import Description, verify_status
+
+    address = args.address
+    if address is None:
+        try:
+            address = (_need(args, "state") / "address").read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise Unavailable("keyservice-not-running", "no KeyService is running on this state directory") from error
+    client = HttpClient(SystemClock())
+    try:
+        answer = client.request("GET", address, "/v1/description", max_answer=MAX_DESCRIPTION).checked()
+        description = Description.decode(bytes(answer.body))
+        nonce = secrets.token_bytes(32)
+        answer = client.request("POST", address, "/v1/status", content=nonce, max_answer=4096).checked()
+        head = verify_status(bytes(answer.body), description, nonce)
+    finally:
+        client.close()
+    out.result(
+        {
+            "keyservice": description.keyservice.hex(),
+            "address": address,
+            "tee": description.evidence.tee,
+            "epoch": description.epoch.hex(),
+            "entries": head.size,
+            "root": head.root.hex(),
+            "time": head.time,
+            "attested": False,
+        }
+    )
+    return 0
+
+
+def _listen(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InvalidInput("argument", "--listen takes HOST:PORT")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,285 @@
+"""Where the KeyService's ports meet their adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cloister.adapters.logs import EventLog
+from cloister.adapters.metrics import Registry
+from cloister.attest.bundle import open_bundle
+from cloister.attest.configuration import decode_configuration
+from cloister.attest.types import Attester, Collateral, CollateralSource, Evidence, Sealer, TeeType
+from cloister.base.clock import Clock
+from cloister.base.errors import InvalidInput, Refused, Unavailable
+from cloister.base.limits import KIB, MAX_BUNDLE
+from cloister.base.secret import SecretBytes
+from cloister.crypto.sign import SigningKey
+from cloister.keyservice.epochs import Epochs
+from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.releases import Releases
+from cloister.keyservice.root import Root, make_root, open_root
+from cloister.keyservice.sealed_store import SealedStore
+from cloister.keyservice.server import KeyServiceServer
+from cloister.keyservice.service import KeyService
+from cloister.keyservice.settings import Settings
+from cloister.keyservice.sqlite_store import SqliteRows
+from cloister.keyservice.store import Rows
+from cloister.keyservice.telemetry import Telemetry
+from cloister.log.entry import Genesis
+
+ROOT_FILE: Final = "root.sealed"
+STORE_FILE: Final = "store.sqlite"
+ADDRESS_FILE: Final = "address"
+NO_BUNDLE: Final = bytes(32)
+DRAIN_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tee:
+    """Where it runs: evidence, sealing, and what the evidence says of the code."""
+
+    attester: Attester
+    sealer: Sealer
+    measurement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A KeyService that answers, not listening yet."""
+
+    service: KeyService
+    ledger: Ledger
+    releases: Releases
+    telemetry: Telemetry
+    root: Root
+
+
+class NoCollateral:
+    """``CollateralSource`` for TEEs whose evidence needs none; others are told what is missing."""
+
+    def collateral(self, evidence: Evidence) -> Collateral:
+        """Nothing.
+
+        :raises Unavailable: ``collateral-unavailable`` for TEEs that need some.
+        """
+        if evidence.tee not in (TeeType.NITRO, TeeType.SIMULATION):
+            raise Unavailable(
+                "collateral-unavailable",
+                f"no collateral is configured, which {evidence.tee.value} evidence needs",
+                hint="Start the KeyService with --collateral DIR.",
+            )
+        return Collateral()
+
+
+def read_settings(path: Path | None) -> Settings:
+    """The configuration file, TOML.
+
+    :raises InvalidInput: ``configuration-malformed``.
+    """
+    if path is None:
+        return Settings()
+    try:
+        with path.open("rb") as file:
+            return Settings.read(tomllib.loads(file.read(64 * KIB).decode()))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput("configuration-malformed", f"{path} is not readable as TOML: {error}") from error
+
+
+def simulated_tee(key_file: Path, settings: Settings, clock: Clock) -> Tee:
+    """The simulated TEE, measured over the installed code; the key file is the "platform".
+
+    :param key_file: 64 hexadecimal digits, the seed of an Ed25519 key.
+    :raises InvalidInput: ``simulation-key-malformed``. :raises Unavailable: ``installation-unreadable``.
+    """
+    from cloister.adapters.tee.simulation import SimulatedAttester, SimulatedSealer, measure_installation
+
+    try:
+        seed = SecretBytes.key(bytes.fromhex(key_file.read_text(encoding="ascii").strip()))
+    except (OSError, ValueError, InvalidInput) as error:
+        raise InvalidInput(
+            "simulation-key-malformed",
+            f"{key_file} does not hold a simulation key",
+            hint="It is a file with 64 hexadecimal digits.",
+        ) from error
+    key, measurement, digest = SigningKey.from_seed(seed), measure_installation(), settings.measured().digest
+    attester = SimulatedAttester(key, clock, configuration_digest=digest, measurement=measurement)
+    return Tee(attester, SimulatedSealer(seed, measurement=measurement, configuration_digest=digest), measurement)
+
+
+def bundle_reader(path: Path | None, settings: Settings, clock: Clock) -> Callable[[], bytes]:
+    """The digest of the trust bundle in use, read anew each time; zeros where none is configured.
+
+    :raises InvalidInput: ``bundle-missing`` when the configuration names a bundle root and there is no file.
+    """
+    if not settings.bundle_root:
+        if path is not None:
+            raise InvalidInput(
+                "bundle-unexpected",
+                "a trust bundle was given, but the configuration names no bundle_root",
+                hint="Add bundle_root to the KeyService's configuration; it is measured.",
+            )
+        return lambda: NO_BUNDLE
+    if path is None:
+        raise InvalidInput("bundle-missing", "the configuration names a bundle_root; say --bundle FILE")
+
+    def read() -> bytes:
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BUNDLE + 1)
+        except OSError as error:
+            raise Unavailable("bundle-unreadable", f"{path} cannot be read: {error.strerror}") from error
+        return open_bundle(data, settings.bundle_root, settings.bundle_version, clock.now()).digest
+
+    return read
+
+
+def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock) -> Root:
+    """Make a new KeyService in a directory: root secret, store, first log entry.
+
+    :raises Refused: ``state-exists``. :raises Unavailable: ``state-unwritable``, ``store-...``.
+    """
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable("state-unwritable", f"{state} cannot be made: {error.strerror}") from error
+    if (state / STORE_FILE).exists():
+        raise Refused("state-exists", f"{state} holds a KeyService already")
+    root = make_root(state / ROOT_FILE, tee.sealer)
+    ledger = begin(SqliteRows(state / STORE_FILE), root, settings, clock)
+    ledger.close()
+    return root
+
+
+def begin(rows: Rows, root: Root, settings: Settings, clock: Clock) -> Ledger:
+    """A new log in an empty store."""
+    try:
+        genesis = Genesis(root.id, root.log_key.public_key, settings.measured().encoded)
+        return Ledger.begin(SealedStore(rows, root.store_key, root.id), clock, genesis)
+    except BaseException:
+        rows.close()
+        raise
+
+
+def assemble(
+    rows: Rows,
+    root: Root,
+    tee: Tee,
+    settings: Settings,
+    *,
+    clock: Clock,
+    collateral: CollateralSource,
+    bundle_digest: Callable[[], bytes],
+    events: EventLog,
+) -> Assembled:
+    """Everything but the transport.
+
+    :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
+    """
+    try:
+        ledger = Ledger(SealedStore(rows, root.store_key, root.id), clock)
+        ledger.require_genesis(root.id)
+        configuration = settings.measured()
+        epochs = Epochs(
+            tee.attester,
+            clock,
+            keyservice=root.id,
+            log_key=root.log_key.public_key,
+            configuration=configuration.encoded,
+            bundle_digest=bundle_digest,
+            length_s=settings.epoch_s,
+            grace_s=settings.epoch_grace_s,
+        )
+    except BaseException:
+        rows.close()
+        raise
+    registry = Registry()
+    telemetry = Telemetry(registry, clock)
+    releases = Releases(
+        ledger,
+        anchors=settings.anchors(),
+        collateral=collateral,
+        bounds=settings.bounds(),
+        session_s=settings.session_s,
+    )
+    registry.gauge("cloister_keyservice_sessions", "Sessions of runtimes.", ask=lambda: len(releases.sessions))
+    registry.gauge("cloister_keyservice_log_entries", "Entries of the log.", ask=lambda: ledger.head().size)
+    service = KeyService(
+        ledger,
+        epochs,
+        releases,
+        root=root,
+        settings=settings,
+        configuration=decode_configuration(configuration.encoded),
+        events=events,
+        telemetry=telemetry,
+    )
+    return Assembled(service, ledger, releases, telemetry, root)
+
+
+async def serve(
+    state: Path,
+    tee: Tee,
+    settings: Settings,
+    *,
+    host: str,
+    port: int,
+    clock: Clock,
+    collateral: CollateralSource,
+    bundle_digest: Callable[[], bytes],
+    events: EventLog,
+    ready: Callable[[str], None],
+) -> None:
+    """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
+
+    :param ready: called with the address once calls are answered.
+    """
+    root = open_root(state / ROOT_FILE, tee.sealer)
+    assembled = assemble(
+        SqliteRows(state / STORE_FILE),
+        root,
+        tee,
+        settings,
+        clock=clock,
+        collateral=collateral,
+        bundle_digest=bundle_digest,
+        events=events,
+    )
+    server = KeyServiceServer(assembled.service, assembled.telemetry, log=events)
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    try:
+        await server.start(host, port)
+        _write_address(state / ADDRESS_FILE, server.address)
+        events.event(
+            "started",
+            address=server.address,
+            measurement=tee.measurement.hex(),
+            tee=tee.attester.tee.value,
+            simulated=tee.attester.tee is TeeType.SIMULATION,
+        )
+        ready(server.address)
+        await stopping.wait()
+    finally:
+        with contextlib.suppress(OSError):
+            (state / ADDRESS_FILE).unlink()
+        cut = await server.stop(DRAIN_S)
+        events.event("stopped", count=cut)
+
+
+def _write_address(path: Path, address: str) -> None:
+    """Whole or not at all, for whoever waits for it."""
+    temporary = path.with_suffix(".new")
+    try:
+        temporary.write_text(address + "\n", encoding="ascii")
+        temporary.replace(path)
+    except OSError as error:
+        raise Unavailable("state-unwritable", f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,125 @@
+"""The KeyService over HTTP (spec/protocol.md, appendix B). Whatever needs a key or the disk runs on threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Final, final
+
+from cloister.adapters.http.limits import ServerLimits
+from cloister.adapters.http.message import Request, Response
+from cloister.adapters.http.server import HttpServer
+from cloister.adapters.http.workers import Workers
+from cloister.adapters.logs import EventLog
+from cloister.adapters.metrics import CONTENT_TYPE
+from cloister.base.errors import CloisterError, InvalidInput, Unavailable
+from cloister.base.limits import KIB, MAX_CALL
+from cloister.keyservice.service import NONCE_LENGTH, KeyService
+from cloister.keyservice.telemetry import Telemetry
+
+THREADS: Final = 16  # calls wait for the disk, not for each other: those that wait share one fsync
+QUEUE: Final = 256  # calls waiting for a thread; one more is answered 503
+_UPKEEP_S: Final = 5.0
+_MEDIA_TYPE: Final = (("content-type", "application/octet-stream"), ("cache-control", "no-store"))
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@final
+class KeyServiceServer:
+    """One KeyService on one listening address; all methods belong to one event loop."""
+
+    def __init__(self, service: KeyService, telemetry: Telemetry, *, log: EventLog) -> None:
+        self._service = service
+        self._telemetry = telemetry
+        self._log = log
+        self._workers = Workers(THREADS, QUEUE, name="keyservice")
+        limits = ServerLimits(max_body=MAX_CALL + KIB, max_connections=1024)
+        self._server = HttpServer(self._answer, log=log, limits=limits)
+        self._upkeep: asyncio.Task[None] | None = None
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/description": ("GET", self._description),
+            "/v1/status": ("POST", self._status),
+            "/v1/challenge": ("POST", self._challenge),
+            "/v1/consistency": ("POST", self._consistency),
+            "/v1/call": ("POST", self._call),
+            "/v1/session": ("POST", self._session),
+            "/healthz": ("GET", self._health),
+            "/metrics": ("GET", self._metrics),
+        }
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self._server.address
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen.
+
+        :raises Unavailable: ``listen-failed``.
+        """
+        await self._server.start(host, port)
+        self._upkeep = asyncio.create_task(self._keep_up())
+
+    async def stop(self, timeout: float) -> int:  # noqa: ASYNC109  # after it the rest is cut
+        """Take nothing new, finish what is under way, close the store; returns how many connections were cut."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._upkeep
+        cut = await self._server.drain(timeout)
+        await self._workers.close()
+        self._service.close()
+        return cut
+
+    async def _answer(self, request: Request) -> Response:
+        route = self._routes.get(request.path)
+        if route is None:
+            raise InvalidInput("not-found", "there is nothing here")
+        if request.method != route[0]:
+            raise InvalidInput("method-not-allowed", f"this takes {route[0]} only")
+        return await route[1](request)
+
+    async def _description(self, _request: Request) -> Response:
+        return Response(200, _MEDIA_TYPE, self._service.description())
+
+    async def _status(self, request: Request) -> Response:
+        nonce = bytes(await request.body(NONCE_LENGTH + 1))
+        return await self._run(self._service.status, nonce)
+
+    async def _challenge(self, request: Request) -> Response:
+        await request.body(0)
+        return Response(200, _MEDIA_TYPE, self._service.challenge())
+
+    async def _consistency(self, request: Request) -> Response:
+        return await self._run(self._service.consistency, bytes(await request.body(64)))
+
+    async def _call(self, request: Request) -> Response:
+        return await self._run(self._service.call, bytes(await request.body(MAX_CALL)))
+
+    async def _session(self, request: Request) -> Response:
+        return await self._run(self._service.session, bytes(await request.body(MAX_CALL)))
+
+    async def _run(self, call: Callable[[bytes], bytes], data: bytes) -> Response:
+        return Response(200, _MEDIA_TYPE, await self._workers.run(call, data))
+
+    async def _health(self, _request: Request) -> Response:
+        if not self._service.healthy():
+            raise Unavailable("keyservice-closing", "the KeyService is shutting down")
+        return Response(200, (("content-type", "text/plain"),), b"ok\n")
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(200, (("content-type", CONTENT_TYPE),), self._telemetry.registry.exposition())
+
+    async def _keep_up(self) -> None:
+        while True:
+            await asyncio.sleep(_UPKEEP_S)
+            try:
+                await self._workers.run(_upkeep, self._service)
+            except CloisterError as error:
+                self._log.event("upkeep-failed", level="warning", code=error.code, family=error.family)
+
+
+def _upkeep(service: KeyService) -> None:
+    service.maintain()

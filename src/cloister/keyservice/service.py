@@ -1,0 +1,228 @@
+"""The KeyService without its transport: bytes in, bytes out, thread-safe (spec/protocol.md, sections 5 to 7)."""
+
+from __future__ import annotations
+
+from typing import Final, final
+
+from cloister.adapters.logs import EventLog
+from cloister.attest.types import Configuration
+from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
+from cloister.keyservice.epochs import Epochs
+from cloister.keyservice.freshness import QueryNonces
+from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.queries import Queries
+from cloister.keyservice.releases import Releases
+from cloister.keyservice.root import Root
+from cloister.keyservice.rules import authenticate, check
+from cloister.keyservice.settings import Settings
+from cloister.keyservice.state import State
+from cloister.keyservice.telemetry import Telemetry
+from cloister.keyservice.vault import Vault
+from cloister.log import entry as log
+from cloister.log.receipt import Receipt
+from cloister.wire import cbor
+from cloister.wire.calls import ATTEST, QUERY, STATEMENT, Call, open_call, seal_reply, sign_status
+from cloister.wire.cbor import Fields
+from cloister.wire.provisioning import open_session_call, parse_session_call, seal_session_reply
+from cloister.wire.statements import peek_query, peek_statement, verify_query
+
+NONCE_LENGTH: Final = 32
+
+
+def call_refused() -> InvalidInput:
+    """The one answer to everything that fails before it has authenticated (S10)."""
+    return InvalidInput("call-refused", "the call was not accepted", hint="Attest the KeyService again, and retry.")
+
+
+@final
+class KeyService:
+    """Everything the KeyService answers. What it raises goes out in the clear; what it returns is sealed or public."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        epochs: Epochs,
+        releases: Releases,
+        *,
+        root: Root,
+        settings: Settings,
+        configuration: Configuration,
+        events: EventLog,
+        telemetry: Telemetry,
+    ) -> None:
+        self._ledger = ledger
+        self._epochs = epochs
+        self._releases = releases
+        self._root = root
+        self._events = events
+        self._telemetry = telemetry
+        self._nonces = QueryNonces()
+        self._queries = Queries(
+            ledger,
+            releases.denials,
+            keyservice=root.id,
+            log_key=root.log_key,
+            configuration=configuration.encoded,
+            service_key_epoch_s=settings.service_key_epoch_s,
+        )
+
+    # --- in the clear ---
+
+    def description(self) -> bytes:
+        """What the service says of itself, with this epoch's evidence (clause 5.1)."""
+        return self._epochs.current().encoded
+
+    def status(self, nonce: bytes) -> bytes:
+        """The signed answer to 32 bytes: this epoch, the log's head (clause 5.3).
+
+        :raises InvalidInput: ``call-refused``.
+        """
+        if len(nonce) != NONCE_LENGTH:
+            raise call_refused()
+        epoch = self._epochs.current().description.epoch
+        return sign_status(self._root.log_key, epoch=epoch, nonce=nonce, head=self._ledger.head())
+
+    def challenge(self) -> bytes:
+        """A fresh challenge for a runtime (clause 7.1)."""
+        return self._releases.challenges.issue(self._ledger.now())
+
+    def consistency(self, data: bytes) -> bytes:
+        """``{first, second}`` to ``{proof}``: the later log continues the earlier one (clause 13.3).
+
+        :raises InvalidInput: ``call-refused``.
+        """
+        try:
+            fields = Fields(cbor.decode(data, limit=64, what="the request"), "the request")
+            first, second = fields.integer("first"), fields.integer("second")
+            fields.done()
+            return cbor.encode({"proof": list(self._ledger.consistency(first, second))})
+        except CloisterError as error:
+            raise call_refused() from error
+
+    # --- sealed ---
+
+    def call(self, data: bytes) -> bytes:
+        """One sealed call; results and errors alike are in the sealed reply (clauses 5.4 to 5.6).
+
+        :raises InvalidInput: ``call-refused``. :raises Unavailable: ``call-epoch-gone``.
+        """
+        try:
+            call = open_call(data, keyservice=self._root.id, keys_by_epoch=self._epochs.keys())
+        except Unavailable:
+            self._telemetry.refused("call-epoch-gone")
+            raise
+        except CloisterError as error:
+            self._telemetry.refused("call-refused")
+            raise call_refused() from error
+        result: dict[str, object] | CloisterError
+        with self._telemetry.timed(call.kind) as outcome:
+            try:
+                result = self._answer(call)
+            except CloisterError as error:
+                outcome.code = error.code
+                result = error
+        return seal_reply(call.reply_secret, call.digest, result)
+
+    def session(self, data: bytes) -> bytes:
+        """One call of a session (clause 7.4).
+
+        :raises InvalidInput: ``call-refused``: also when the session is over, or the number was used before.
+        """
+        try:
+            call = parse_session_call(data)
+            opened = self._releases.sessions.get(call.session, self._ledger.now())
+            if opened is None:
+                raise Refused("session-unknown", "there is no such session")
+            body = open_session_call(call, opened.session)
+            if not self._releases.sessions.accept(opened, call.sequence):
+                raise Refused("session-replayed", "this call of the session was answered before")
+        except CloisterError as error:
+            self._telemetry.refused("call-refused")
+            raise call_refused() from error
+        result: dict[str, object] | CloisterError
+        with self._telemetry.timed("release") as outcome:
+            try:
+                result = self._releases.release(opened, body)
+            except CloisterError as error:
+                outcome.code = error.code
+                result = error
+        return seal_session_reply(opened.session, call, result)
+
+    def _answer(self, call: Call) -> dict[str, object]:
+        if call.kind != STATEMENT and call.keys:
+            raise InvalidInput("keys-mismatch", "keys travel beside statements only")
+        match call.kind:
+            case k if k == STATEMENT:
+                return self._statement(call)
+            case k if k == QUERY:
+                return self._query(call.body)
+            case k if k == ATTEST:
+                return self._releases.attest(call.body)
+            case _:
+                raise InvalidInput("call-unknown", "calls of this kind are unknown to this version")
+
+    def _statement(self, call: Call) -> dict[str, object]:
+        """Apply one statement; the acknowledgement is made after it is durable (clause 6.2)."""
+        issuer = peek_statement(call.body).issuer
+        with self._ledger.read() as (state, _):
+            identity = state.identities.get(issuer)
+        verified = authenticate(call.body, identity)
+
+        def propose(state: State, _vault: Vault, now: float) -> Proposal:
+            check(state, verified, call.keys, now)
+            return Proposal(log.STATEMENT, call.body, call.keys[0] if call.keys else None)
+
+        done = self._ledger.commit(propose)
+        if done is None:
+            msg = "a statement is always an entry"
+            raise AssertionError(msg)
+        self._events.event("statement", action=type(verified.statement.body).__name__, sequence=done.index)
+        receipt = Receipt(self._root.id, done.index, done.entry.leaf(), done.head, done.inclusion)
+        return {
+            "sequence": verified.statement.sequence,
+            "entry": done.index,
+            "time": done.entry.time,
+            "salt": done.entry.salt,
+            "head": done.head.fields(),
+            "inclusion": list(done.inclusion),
+            "receipt": receipt.sign(self._root.log_key),
+        }
+
+    def _query(self, body: bytes) -> dict[str, object]:
+        issuer = peek_query(body).issuer
+        with self._ledger.read() as (state, now):
+            identity = state.identities.get(issuer)
+        if identity is None:
+            raise Refused("identity-unknown", "this identity is not registered here", hint="Register it first.")
+        query = verify_query(body, identity.public_key)
+        if query.keyservice != self._root.id:
+            raise Refused("query-other-keyservice", "the query is for another KeyService")
+        query.check_time(now)
+        if identity.disabled:
+            raise Refused("identity-disabled", "an identity that was disabled asks nothing more")
+        self._nonces.use(issuer, query.nonce, float(query.issued_at + query.lifetime), now)
+        return self._queries.answer(issuer, query.kind, query.about)
+
+    # --- upkeep ---
+
+    def maintain(self) -> None:
+        """What time brings: a new epoch, secrets to destroy, sessions that are over. Call it every few seconds.
+
+        :raises Unavailable: evidence or store are away; the rest was done, and the next call tries again.
+        """
+        self._releases.sessions.sweep(self._ledger.now())
+        try:
+            if self._epochs.turn():
+                self._events.event("epoch", epoch=self._epochs.current().description.epoch.hex())
+        finally:
+            destroyed = self._ledger.sweep()
+            if destroyed:
+                self._events.event("secrets-destroyed", count=destroyed)
+
+    def healthy(self) -> bool:
+        """Whether it can answer: the log is open."""
+        return self._ledger.open
+
+    def close(self) -> None:
+        """Refuse what comes; close the store."""
+        self._ledger.close()

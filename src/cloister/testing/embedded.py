@@ -1,0 +1,188 @@
+"""The real KeyService in this process, on a disk in memory and in a simulated TEE: nothing of it is fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+from cloister.adapters.logs import EventLog
+from cloister.attest.types import CollateralSource
+from cloister.base.clock import Clock
+from cloister.base.errors import InvalidInput
+from cloister.base.secret import SecretBytes
+from cloister.crypto.hpke import HpkePrivateKey
+from cloister.keyservice.app import NO_BUNDLE, Assembled, NoCollateral, Tee, assemble, begin
+from cloister.keyservice.root import root_of
+from cloister.keyservice.service import KeyService
+from cloister.keyservice.settings import Settings
+from cloister.keyservice.store import Rows
+from cloister.testing.clock import FakeClock
+from cloister.testing.logs import MemoryLog
+from cloister.testing.people import Person
+from cloister.testing.rows import MemoryDisk, MemoryRows
+from cloister.testing.tee import SimulatedTee
+from cloister.wire import calls, cbor, provisioning
+from cloister.wire.calls import WireEvidence
+from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, Session
+
+
+@final
+class EmbeddedKeyService:
+    """``cloister.adapters.keyservice.Transport`` to a KeyService that lives as long as this object.
+
+    :param seed: of its root secret; the same one over the same disk is the same KeyService.
+    :param runtime_tee: whose evidence it accepts from runtimes.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock | None = None,
+        disk: MemoryDisk | None = None,
+        rows: Rows | None = None,
+        seed: bytes = b"r" * 32,
+        runtime_tee: SimulatedTee | None = None,
+        collateral: CollateralSource | None = None,
+        bundle_digest: Callable[[], bytes] = lambda: NO_BUNDLE,
+        events: EventLog | None = None,
+        **settings: Any,
+    ) -> None:
+        self.clock = clock or FakeClock()
+        self.disk = disk or MemoryDisk()
+        self.runtime_tee = runtime_tee or SimulatedTee("runtime", clock=self.clock)
+        self.settings = Settings(simulation_keys=(self.runtime_tee.key.public_key,), **settings)
+        self.tee = SimulatedTee("keyservice", values=self.settings.measured().values, clock=self.clock)
+        self.events = events or MemoryLog()
+        self._root = root_of(SecretBytes(seed))
+        self._rows = rows
+        self._collateral = collateral or NoCollateral()
+        self._bundle_digest = bundle_digest
+        if rows is None and not self.disk.tables["entries"]:
+            begin(MemoryRows(self.disk), self._root, self.settings, self.clock).close()
+        self.assembled = self._assemble()
+
+    def _assemble(self) -> Assembled:
+        tee = Tee(self.tee.attester(), self.tee.sealer(), self.tee.measurement)
+        rows = self._rows if self._rows is not None else MemoryRows(self.disk)
+        return assemble(
+            rows,
+            self._root,
+            tee,
+            self.settings,
+            clock=self.clock,
+            collateral=self._collateral,
+            bundle_digest=self._bundle_digest,
+            events=self.events,
+        )
+
+    @property
+    def service(self) -> KeyService:
+        """The service itself."""
+        return self.assembled.service
+
+    @property
+    def id(self) -> bytes:
+        """The KeyService's id."""
+        return self._root.id
+
+    @property
+    def log_key(self) -> bytes:
+        """Public half of its log key."""
+        return self._root.log_key.public_key
+
+    def restart(self) -> None:
+        """Close it and start it again on the same disk."""
+        self.close()
+        self.assembled = self._assemble()
+
+    def close(self) -> None:
+        """Let the disk go."""
+        self.service.close()
+
+    # --- Transport ---
+
+    def get(self, path: str, *, limit: int) -> bytes:
+        """One HTTP GET, as the server routes it."""
+        if path != "/v1/description":
+            raise InvalidInput("not-found", "there is nothing here")
+        return self.service.description()[:limit]
+
+    def post(self, path: str, body: bytes, *, limit: int) -> bytes:
+        """One HTTP POST, as the server routes it."""
+        routes: dict[str, Callable[[bytes], bytes]] = {
+            "/v1/status": self.service.status,
+            "/v1/challenge": lambda _: self.service.challenge(),
+            "/v1/consistency": self.service.consistency,
+            "/v1/call": self.service.call,
+            "/v1/session": self.service.session,
+        }
+        if path not in routes:
+            raise InvalidInput("not-found", "there is nothing here")
+        return routes[path](body)[:limit]
+
+    # --- people ---
+
+    def person(self, seed: bytes | None = None, *, register: bool = True) -> Person:
+        """A registered identity."""
+        person = Person(self.id, self.clock, seed)
+        if register:
+            self.say(person.register())
+        return person
+
+    def say(self, statement: bytes, *keys: SecretBytes) -> dict[str, Any]:
+        """One sealed statement; the acknowledgement."""
+        return self.call(calls.STATEMENT, statement, keys)
+
+    def ask(self, person: Person, kind: str, **about: Any) -> dict[str, Any]:
+        """One sealed query; its result."""
+        return self.call(calls.QUERY, person.query(kind, about))
+
+    def call(self, kind: str, body: bytes, keys: tuple[SecretBytes, ...] = ()) -> dict[str, Any]:
+        """One sealed call; its result."""
+        pending = calls.seal_call(calls.Description.decode(self.service.description()), kind, body, keys)
+        return calls.open_reply(pending, self.service.call(pending.data))
+
+    # --- runtimes ---
+
+    def attest(self, tee: SimulatedTee | None = None) -> RuntimeSession:
+        """A runtime proves itself; its session."""
+        tee = tee or self.runtime_tee
+        request, key = attest_request(tee, self.service.challenge())
+        result = self.call(calls.ATTEST, request.encode())
+        return RuntimeSession(self, provisioning.accept_session(result, request, key))
+
+
+def attest_request(tee: SimulatedTee, challenge: bytes) -> tuple[AttestRequest, HpkePrivateKey]:
+    """What a runtime sends to open a session, and the key to which the session is sealed."""
+    key = HpkePrivateKey.generate()
+    configuration, bundle = tee.configuration.encoded, bytes(32)
+    bound = provisioning.runtime_report_data(key.public_key, challenge, configuration, bundle)
+    evidence = tee.attester().evidence(bound)
+    wire = WireEvidence(evidence.tee.value, evidence.body, {})
+    return AttestRequest(key.public_key, challenge, configuration, bundle, wire), key
+
+
+@final
+class RuntimeSession:
+    """A runtime's session with an :class:`EmbeddedKeyService`."""
+
+    def __init__(self, keyservice: EmbeddedKeyService, session: Session) -> None:
+        self._keyservice = keyservice
+        self.session = session
+        self.sequence = 0
+
+    def seal(self, request: ReleaseRequest) -> bytes:
+        """The next call of the session."""
+        self.sequence += 1
+        return provisioning.seal_session_call(self.session, self.sequence, request.fields())
+
+    def release(self, request: ReleaseRequest) -> Release:
+        """Ask for keys."""
+        data = self.seal(request)
+        reply = self._keyservice.service.session(data)
+        return Release.read(provisioning.open_session_reply(self.session, data, reply))
+
+
+def public(value: dict[str, Any]) -> bytes:
+    """CBOR of a public request."""
+    return cbor.encode(value)
