@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.http.problem import from_response
 from cloister.attest.appraise import appraise
 from cloister.attest.bundle import TrustBundle
 from cloister.attest.configuration import decode_configuration
@@ -37,6 +39,39 @@ class Transport(Protocol):
 
     def post(self, path: str, body: bytes, *, limit: int) -> bytes:
         """As :meth:`get`; the body is sent once: what may have arrived is not sent again."""
+
+
+class HttpTransport:
+    """:class:`Transport` over HTTP.
+
+    :param origin: ``http://host:port``, ``https://host`` or ``unix:/path``.
+    """
+
+    def __init__(self, client: HttpClient, origin: str) -> None:
+        self._client = client
+        self._origin = origin
+
+    def get(self, path: str, *, limit: int) -> bytes:
+        """See the port."""
+        return self._exchange("GET", path, b"", limit)
+
+    def post(self, path: str, body: bytes, *, limit: int) -> bytes:
+        """See the port."""
+        return self._exchange("POST", path, body, limit)
+
+    def _exchange(self, method: str, path: str, body: bytes, limit: int) -> bytes:
+        try:
+            answer = self._client.request(method, self._origin, path, content=body, max_answer=limit)
+        except Unavailable as error:
+            raise Unavailable(
+                "keyservice-unreachable",
+                f"the KeyService at {self._origin} cannot be reached: {error.message}",
+                retry_after=error.retry_after or 1.0,
+                hint="Is it running, and is the address right?",
+            ) from error
+        if answer.status != 200:
+            raise from_response(answer.status, answer.headers, answer.body)
+        return bytes(answer.body)
 
 
 class HeadMemory(Protocol):
@@ -112,20 +147,23 @@ def believe(
     return AttestedKeyService(description, appraisal)
 
 
-def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead) -> None:
+def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead, floor: LogHead | None = None) -> None:
     """Refuse a log that went back or forked, then remember the newest head (clause 5.3).
 
+    :param floor: the newest head that was known when ``head`` was asked for: answers to concurrent calls arrive in any
+        order, but none may be behind what was seen before its question. By default what is known now.
     :raises Tampered: ``keyservice-rolled-back``, ``keyservice-forked``.
     """
     seen = memory.newest(keyservice)
+    floor = seen if floor is None else floor
     hint = "Its database was restored or replaced. Do not use it; tell whoever runs it, and the auditor."
-    if seen is not None and head.size < seen.size:
+    if floor is not None and head.size < floor.size:
         raise Tampered(
             "keyservice-rolled-back",
-            f"the KeyService's log has {head.size} entries, but had {seen.size} before",
+            f"the KeyService's log has {head.size} entries, but had {floor.size} before",
             hint=hint,
         )
-    if seen is not None and head.size == seen.size and head.root != seen.root:
+    if any(known is not None and head.size == known.size and head.root != known.root for known in (seen, floor)):
         raise Tampered("keyservice-forked", f"the KeyService's log has two histories of {head.size} entries", hint=hint)
     if seen is None or head.size > seen.size:
         memory.remember(keyservice, head)
@@ -150,6 +188,7 @@ class KeyServiceLink:
         self._heads = heads
         self._attested: AttestedKeyService | None = None
         self._lock = threading.Lock()
+        self._heads_lock = threading.Lock()
 
     def attested(self) -> AttestedKeyService:
         """The KeyService, attested now if it was not yet.
@@ -179,14 +218,20 @@ class KeyServiceLink:
             collateral=self._collateral.collateral(source),
             now=self._clock.now(),
         )
-        nonce = secrets.token_bytes(32)
+        nonce, floor = secrets.token_bytes(32), self.newest(description.keyservice)
         status = self._transport.post("/v1/status", nonce, limit=4096)
-        self.saw(description.keyservice, calls.verify_status(status, description, nonce))
+        self.saw(description.keyservice, calls.verify_status(status, description, nonce), floor=floor)
         return attested
 
-    def saw(self, keyservice: bytes, head: LogHead) -> None:
+    def newest(self, keyservice: bytes) -> LogHead | None:
+        """The newest head seen; take it before a call, to judge the head that comes back."""
+        with self._heads_lock:
+            return self._heads.newest(keyservice)
+
+    def saw(self, keyservice: bytes, head: LogHead, *, floor: LogHead | None = None) -> None:
         """Note a head that arrived with a reply; raises as :func:`check_head`."""
-        check_head(self._heads, keyservice, head)
+        with self._heads_lock:
+            check_head(self._heads, keyservice, head, floor)
 
     def call(self, kind: str, body: Callable[[AttestedKeyService], bytes], keys: tuple[SecretBytes, ...] = ()) -> Any:
         """One sealed call; attests again, once, when the epoch ended meanwhile.

@@ -182,7 +182,7 @@ def load_pem_chain(pem: bytes, what: str) -> tuple[Certificate, ...]:
 
 
 def load_crl(der: bytes, what: str) -> RevocationList:
-    """Read one complete DER revocation list: a delta, or one of limited scope, is refused.
+    """Read one DER revocation list that is complete for CA certificates: a delta, or one of other scope, is refused.
 
     :raises InvalidInput: ``crl-malformed``.
     :raises Refused: ``crl-not-complete``.
@@ -191,11 +191,7 @@ def load_crl(der: bytes, what: str) -> RevocationList:
         raise InvalidInput("crl-malformed", f"{what} has {len(der)} bytes; at most {MAX_CRL} are read")
     try:
         crl = x509.load_der_x509_crl(der)
-        critical = [extension.oid.dotted_string for extension in crl.extensions if extension.critical]
-        partial = any(
-            extension.oid in (ExtensionOID.DELTA_CRL_INDICATOR, ExtensionOID.ISSUING_DISTRIBUTION_POINT)
-            for extension in crl.extensions
-        )
+        complete = all(_leaves_complete(extension) for extension in crl.extensions)
         if crl.next_update_utc is None:
             raise ValueError("no nextUpdate")
         entries = frozenset(entry.serial_number for entry in crl)
@@ -210,9 +206,22 @@ def load_crl(der: bytes, what: str) -> RevocationList:
         )
     except Exception as error:  # as above
         raise InvalidInput("crl-malformed", f"{what} is not an X.509 revocation list in DER with an end") from error
-    if critical or partial:
+    if not complete:
         raise Refused("crl-not-complete", f"{what} is a delta, of limited scope, or has a critical extension")
     return read
+
+
+def _leaves_complete(extension: x509.Extension[x509.ExtensionType]) -> bool:
+    """Whether a list with this extension still names every CA certificate of its issuer that is revoked."""
+    value = extension.value
+    if isinstance(value, x509.IssuingDistributionPoint):
+        return not (
+            value.only_contains_user_certs
+            or value.only_contains_attribute_certs
+            or value.indirect_crl
+            or value.only_some_reasons
+        )
+    return not extension.critical and not isinstance(value, x509.DeltaCRLIndicator)
 
 
 def check_window(not_before: float, not_after: float, now: float, what: str) -> None:

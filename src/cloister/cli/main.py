@@ -19,6 +19,13 @@ from cloister.cli.output import Output, show_error
 
 # command -> (module, one line for `cloister --help`)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "identity": ("cloister.cli.identity", "make, show, rotate the keys with which an owner or user speaks"),
+    "model": ("cloister.cli.model", "pack, publish, list, rotate and retire models"),
+    "grant": ("cloister.cli.grant", "let a user use one of your models"),
+    "revoke": ("cloister.cli.revoke", "take back a grant or a consent"),
+    "consent": ("cloister.cli.consent", "let attested runtimes see your requests to a model"),
+    "access": ("cloister.cli.access", "who may use what, why not, and what happened"),
+    "infer": ("cloister.cli.infer", "run a model on your data, encrypted end to end"),
     "verify": ("cloister.cli.verify", "verify evidence of a TEE and appraise it under a policy"),
     "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),

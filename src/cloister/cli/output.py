@@ -46,3 +46,14 @@ def show_error(error: CloisterError, *, as_json: bool) -> None:
         print(f"  {name}: {value}", file=sys.stderr)
     if error.hint:
         print(f"  {error.hint}", file=sys.stderr)
+
+
+def as_json(value: object) -> object:
+    """The same with bytes in hexadecimal, for ``--json``."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return value

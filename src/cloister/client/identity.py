@@ -76,11 +76,19 @@ def load_identity(home: Path, name: str, passphrase: str | None = None) -> Ident
             hint=f"Known: {known}. Make one with `cloister identity new {name}`.",
         )
     key = _from_pem(read_private(folder / KEY_FILE), passphrase, what=str(folder / KEY_FILE))
+    return Identity(name, identity_id_of(home, name), key, folder)
+
+
+def identity_id_of(home: Path, name: str) -> bytes:
+    """The id alone, which needs no passphrase.
+
+    :raises InvalidInput: ``identity-unreadable``.
+    """
+    path = _folder(home, name) / ID_FILE
     try:
-        identity = parse_id((folder / ID_FILE).read_text("ascii").strip(), what=str(folder / ID_FILE))
+        return parse_id(path.read_text("ascii").strip(), what=str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput("identity-unreadable", f"{folder / ID_FILE} cannot be read") from error
-    return Identity(name, identity, key, folder)
+        raise InvalidInput("identity-unreadable", f"{path} cannot be read") from error
 
 
 def load_recovery_key(identity: Identity, path: Path | None = None, passphrase: str | None = None) -> SigningKey:

@@ -118,6 +118,10 @@ class Keyring:
         key = SecretBytes(bytes.fromhex(entry["key"]))
         return RequestKey(entry["mode"], bytes.fromhex(entry["policy"]), manifest, key)
 
+    def request_models(self) -> list[str]:
+        """Models with a request key here."""
+        return sorted(self._read().get("requests", {}))
+
     def drop_request_key(self, model: str) -> None:
         """Forget it."""
         with self._change() as state:

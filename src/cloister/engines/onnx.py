@@ -3,8 +3,9 @@
 Two ways to load (PERFORMANCE: ResNet101v2 in 15 ms instead of 500, 1.1 x its weights instead of 3.5 x):
 
 * a **tuned** graph was optimised when the model was packed. Its weights are handed over as they lie
-  (``add_initializer``, no copy), and no optimiser runs. The graph says where weights lie by naming an empty stand-in
-  file, so an attempt of ONNX Runtime to read one itself fails loudly.
+  (``add_initializer``, no copy), and no optimiser runs. Weights that kernels reorder for themselves (of dense layers)
+  are given away instead, so that only the reordered copy stays. The graph says where weights lie by naming an empty
+  stand-in file, so an attempt of ONNX Runtime to read one itself fails loudly.
 * a **plain** graph is optimised here, for this CPU (``add_external_initializers``, which copies).
 """
 
@@ -43,23 +44,24 @@ class OnnxEngine:
         options = _options(ort, threads)
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_DISABLE_ALL if parts.tuned else level.ORT_ENABLE_ALL
-        tensors = [(tensor, _tensor_view(tensor, parts.weights)) for tensor in checked.external]
-        values = [_ort_value(ort, tensor, view) for tensor, view in tensors]
+        values = [(tensor, _ort_value(ort, tensor, parts.weights)) for tensor in checked.external]
         try:
             if parts.tuned:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(_STAND_INS)
                 )
-                for (tensor, _), value in zip(tensors, values, strict=True):
+            lent = [value for tensor, value in values if parts.tuned and is_lent(tensor.file)]
+            for tensor, value in values:
+                if parts.tuned and is_lent(tensor.file):
                     options.add_initializer(tensor.name, value)
-            elif values:
-                options.add_external_initializers([tensor.name for tensor, _ in tensors], values)
-                values = []  # copied
+            given = [(tensor.name, value) for tensor, value in values if not (parts.tuned and is_lent(tensor.file))]
+            if given:
+                options.add_external_initializers([name for name, _ in given], [value for _, value in given])
             session = ort.InferenceSession(bytes(parts.graph), options, providers=_PROVIDERS)
         except Exception as error:  # noqa: BLE001  # its text names nodes of the decrypted model: none of it goes on
             raise _load_error(error) from None
         session._model_bytes = None  # would keep the plaintext model alive as long as the session
-        return OnnxSession(session, checked, values)
+        return OnnxSession(session, checked, lent)
 
 
 class OnnxSession:
@@ -127,6 +129,11 @@ class OnnxSession:
         self._borrowed = []
 
 
+def is_lent(file: str) -> bool:
+    """Whether a tuned graph borrows this weights file until its session is closed; others are free after the load."""
+    return not file.endswith(".repacked.bin")
+
+
 def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = max(1, threads)
@@ -148,7 +155,8 @@ def _tensor_view(tensor: ExternalTensor, weights: Mapping[str, Buffer]) -> memor
     return whole[tensor.offset : tensor.offset + tensor.length]
 
 
-def _ort_value(ort: Any, tensor: ExternalTensor, view: memoryview) -> Any:
+def _ort_value(ort: Any, tensor: ExternalTensor, weights: Mapping[str, Buffer]) -> Any:
+    view = _tensor_view(tensor, weights)
     if tensor.datatype == "BF16":
         bits = np.frombuffer(view, np.uint16).reshape(tensor.shape)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)

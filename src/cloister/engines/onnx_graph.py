@@ -18,9 +18,18 @@ from cloister.engines.onnx_schema import ATTRIBUTE_TYPES, DATATYPES, SCHEMA
 from cloister.engines.port import Buffer, TensorSpec
 from cloister.engines.protobuf import Budget, Message, Packed, malformed, read
 
-WEIGHT_FILES: Final = ("weights.shared.bin", "weights.plain.bin", "weights.tuned.bin")
-"""Where weights outside the graph may lie. Each has an empty stand-in beside this module: ONNX Runtime wants the
-path to exist, and an attempt to read weights from it fails loudly, where zeros would give silently wrong answers."""
+WEIGHT_FILES: Final = (
+    "weights.shared.bin",
+    "weights.plain.bin",
+    "weights.tuned.bin",
+    "weights.shared.repacked.bin",
+    "weights.tuned.repacked.bin",
+)
+"""Where weights outside the graph may lie: in both variants or in one of them, and whether the engine's kernels make
+their own copy in another order (``repacked``), so that lending them would keep two.
+
+Each has an empty stand-in beside this module: ONNX Runtime wants the path to exist, and an attempt to read weights from
+it fails loudly, where zeros would give silently wrong answers."""
 
 _MAX_FIELDS: Final = 2_000_000  # about a minute of a language model's export; bounds the time of the check
 _MAX_DIM: Final = 2**31 - 1

@@ -3,6 +3,9 @@
 Runs on the owner's machine, outside any TEE; the only module here that imports the ``onnx`` package. Plaintext passes
 through memory files only, never a disk.
 
+Kernels of dense layers reorder their weights when a session is made. Those weights go into files of their own
+(``.repacked``), which a loader releases after the load: lent like the others they would stay in memory twice.
+
 Weights that both variants hold byte for byte lie in ``weights.shared.bin``, the rest beside each. The blocked layout of
 convolutions differs from the plain one, so vision models are stored almost twice; a loader fetches one variant.
 """
@@ -23,11 +26,12 @@ from cloister.engines.onnx_graph import WEIGHT_FILES, check
 from cloister.engines.package import INDEX_FILE, Package, Variant
 from cloister.engines.port import ModelParts, Session
 
-SHARED, PLAIN, TUNED = WEIGHT_FILES
+SHARED, PLAIN, TUNED, SHARED_REPACKED, TUNED_REPACKED = WEIGHT_FILES
 GRAPH_PLAIN: Final = "graph.onnx"
 GRAPH_TUNED: Final = "graph.tuned.onnx"
 GRAPH_LITERT: Final = "graph.tflite"
 _THRESHOLD: Final = 1024  # bytes; smaller tensors (shapes, limits) stay inside, where shape inference needs them
+_REORDERING: Final = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "DynamicQuantizeMatMul", "MatMulInteger"})
 _MIN_TOLERANCE: Final = 100  # ppm: kernels of one CPU differ in the order of sums
 _MAX_TOLERANCE: Final = 20_000  # ppm between plain and tuned; more is a fault, not rounding
 _SAFETY: Final = 20  # other CPUs that run the plain variant sum in other orders
@@ -54,13 +58,16 @@ def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedMode
     :raises InvalidInput: as :func:`cloister.engines.onnx_graph.check`, naming the operator; ``model-unstable`` when
         the tuned variant computes something else than the plain one.
     """
-    checked = check(model, explain=True)
-    if checked.tuned or checked.external:
-        raise InvalidInput("model-malformed", "the model was already packed or tuned", hint="Pack the exported model.")
     import onnx
 
-    plain = onnx.load_from_string(model)
+    try:
+        plain = onnx.load_from_string(model)
+    except Exception as error:  # protobuf's own errors, for any bytes at all
+        raise InvalidInput("model-malformed", "not an ONNX model") from error
     _trim(plain)
+    checked = check(plain.SerializeToString(), explain=True)
+    if checked.tuned or checked.external:
+        raise InvalidInput("model-malformed", "the model was already packed or tuned", hint="Pack the exported model.")
     raw = _session({GRAPH_PLAIN: plain.SerializeToString()}, Variant("plain", GRAPH_PLAIN, (), None))
     known = known_answer.record(raw, seed=seed, tolerance=_MAX_TOLERANCE)
     raw.close()
@@ -137,10 +144,15 @@ def _trim(model: Any) -> None:
         model.ClearField(field)
     model.graph.ClearField("doc_string")
     used = {_domain(node.domain) for graph in _graphs(model.graph) for node in graph.node} | {""}
-    kept = [entry for entry in model.opset_import if _domain(entry.domain) in used]
-    pairs = [(entry.domain, entry.version) for entry in kept]
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:  # skl2onnx writes some twice
+        domain = _domain(entry.domain)
+        if domain in used and versions.setdefault(domain, entry.version) != entry.version:
+            raise InvalidInput(
+                "model-malformed", f"two versions of operator domain {domain or 'ai.onnx'!r} are imported"
+            )
     model.ClearField("opset_import")
-    for domain, version in pairs:
+    for domain, version in versions.items():
         model.opset_import.add(domain=domain, version=version)
     for graph in _graphs(model.graph):
         for node in graph.node:
@@ -181,6 +193,7 @@ def _split(models: list[Any]) -> tuple[dict[str, bytes], list[Variant]]:
     """Move weights out of the graphs (the last one is the plain one) and name the variants."""
     contents = [{hashlib.sha256(raw).digest() for _, raw in _large(model)} for model in models]
     shared = contents[0] & contents[1] if len(contents) == 2 else set()
+    repacked = _repacked(models[0]) if len(models) == 2 else set()
     blobs = {name: _Blob() for name in WEIGHT_FILES}
     files: dict[str, bytes] = {}
     variants: list[Variant] = []
@@ -189,7 +202,10 @@ def _split(models: list[Any]) -> tuple[dict[str, bytes], list[Variant]]:
         graph, own = (GRAPH_PLAIN, PLAIN) if is_plain else (GRAPH_TUNED, TUNED)
         used: set[str] = set()
         for tensor, raw in _large(model):
-            file = SHARED if hashlib.sha256(raw).digest() in shared else own
+            digest = hashlib.sha256(raw).digest()
+            again = digest in repacked and (digest in shared or not is_plain)
+            place = (SHARED_REPACKED, SHARED) if digest in shared else (TUNED_REPACKED, own)
+            file = place[0] if again else place[1]
             _move_out(tensor, file, blobs[file].put(raw), len(raw))
             used.add(file)
         files[graph] = model.SerializeToString()
@@ -197,6 +213,19 @@ def _split(models: list[Any]) -> tuple[dict[str, bytes], list[Variant]]:
         variants.append(Variant("plain" if is_plain else "tuned", graph, weights, None if is_plain else this_cpu()))
     files.update({name: bytes(blob.data) for name, blob in blobs.items() if blob.data})
     return files, variants
+
+
+def _repacked(model: Any) -> set[bytes]:
+    """Digests of the weights that only kernels use which reorder them."""
+    uses: dict[str, set[bool]] = {}
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            for position, name in enumerate(node.input):
+                uses.setdefault(name, set()).add(node.op_type in _REORDERING and position == 1)
+    verdicts: dict[bytes, set[bool]] = {}
+    for tensor, raw in _large(model):
+        verdicts.setdefault(hashlib.sha256(raw).digest(), set()).update(uses.get(tensor.name, {False}))
+    return {digest for digest, found in verdicts.items() if found == {True}}
 
 
 def _large(model: Any) -> Iterable[tuple[Any, bytes]]:

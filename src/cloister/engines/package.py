@@ -53,6 +53,11 @@ class Variant:
         """Every file to decrypt, graph first."""
         return (self.graph, *self.weights)
 
+    @property
+    def lent(self) -> tuple[str, ...]:
+        """Files whose buffers the session keeps using until it is closed; all others are free after the load."""
+        return tuple(name for name in self.weights if not name.endswith(".repacked.bin")) if self.tuned_for else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Package:
@@ -103,7 +108,7 @@ class Package:
     def load(self, variant: Variant, files: Mapping[str, Buffer], *, threads: int = 1, verify: bool = True) -> Session:
         """Load one variant from its decrypted files.
 
-        :param files: by name; buffers of weights stay borrowed until the session is closed.
+        :param files: by name; those of :attr:`Variant.lent` stay borrowed until the session is closed.
         :param verify: compare the known answer, at the cost of one inference, which also warms the session. A runtime
             may leave it out when this very package and variant passed in this process before, or when it calls
             :meth:`confirm` in another thread and sends no response before that returned.

@@ -121,9 +121,9 @@ def revoke(
     *,
     this_update: float,
     next_update: float,
-    delta: bool = False,
+    extensions: Mapping[x509.ExtensionType, bool] | None = None,
 ) -> bytes:
-    """A revocation list in DER."""
+    """A revocation list in DER; ``extensions`` are further ones, and whether each is critical."""
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(_name(issuer))
@@ -131,8 +131,8 @@ def revoke(
         .next_update(_time(next_update))
         .add_extension(x509.CRLNumber(7), critical=False)
     )
-    if delta:
-        builder = builder.add_extension(x509.DeltaCRLIndicator(6), critical=True)
+    for extension, critical in (extensions or {}).items():
+        builder = builder.add_extension(extension, critical=critical)
     for serial in serials:
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_time(this_update)).build()
         builder = builder.add_revoked_certificate(entry)

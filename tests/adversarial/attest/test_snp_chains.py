@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -199,11 +200,50 @@ def test_a_list_that_is_not_the_roots_or_not_of_today(amd: SnpAuthority) -> None
     refused(amd, "crl-expired", amd.evidence(crl=amd.crl("Milan", end=-0.5)))
     early = revoke("ARK-Milan", amd.ark, (), this_update=NOW + 5, next_update=NOW + DAY)
     refused(amd, "crl-not-yet-valid", amd.evidence(crl=early))
-    delta = revoke("ARK-Milan", amd.ark, (), this_update=NOW - DAY, next_update=NOW + DAY, delta=True)
-    refused(amd, "crl-not-complete", amd.evidence(crl=delta))
     refused(amd, "crl-malformed", amd.evidence(crl=b""))
     refused(amd, "crl-malformed", amd.evidence(crl=amd.crl("Milan") + b"\x00"))
     refused(amd, "crl-malformed", amd.evidence(crl=bytes(70_000)))
+
+
+def point(**limits: object) -> x509.IssuingDistributionPoint:
+    """An issuing distribution point that limits nothing, or what is given."""
+    nothing: dict[str, object] = dict.fromkeys(
+        ("only_contains_user_certs", "only_contains_ca_certs", "indirect_crl", "only_contains_attribute_certs"), False
+    )
+    uri = [x509.UniformResourceIdentifier("https://kds.example/vcek/v1/Milan/crl")]
+    base = {"full_name": uri, "relative_name": None, "only_some_reasons": None}
+    return x509.IssuingDistributionPoint(**(base | nothing | limits))  # type: ignore[arg-type]
+
+
+LISTS: dict[str, tuple[x509.ExtensionType, bool, bool]] = {
+    "names where it is published": (point(), True, True),
+    "is of CA certificates": (point(only_contains_ca_certs=True), True, True),
+    "is of other certificates": (point(only_contains_user_certs=True), True, False),
+    "is of attribute certificates": (point(only_contains_attribute_certs=True), True, False),
+    "is of others' certificates": (point(indirect_crl=True), True, False),
+    "is of some reasons": (point(only_some_reasons=frozenset({x509.ReasonFlags.key_compromise})), True, False),
+    "is a delta": (x509.DeltaCRLIndicator(6), True, False),
+    "is a delta and keeps quiet": (x509.DeltaCRLIndicator(6), False, False),
+    "says something unknown": (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b""), False, True),
+    "says something unknown that matters": (
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b""),
+        True,
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_list_that(amd: SnpAuthority, case: str) -> None:
+    """S7: only a list that would name the ASK counts."""
+    extension, critical, counts = LISTS[case]
+    crl = revoke(
+        "ARK-Milan", amd.ark, (), this_update=NOW - DAY, next_update=NOW + DAY, extensions={extension: critical}
+    )
+    if counts:
+        assert check(amd, amd.evidence(crl=crl)).claims.specific[names.SNP_REVOCATION_CHECKED] is True
+    else:
+        refused(amd, "crl-not-complete", amd.evidence(crl=crl))
 
 
 def test_a_root_that_may_not_sign_lists(amd: SnpAuthority) -> None:

@@ -17,7 +17,7 @@ def _decode(framing: Framing, data: bytes) -> tuple[bytes, int]:
 
 def test_chunks() -> None:
     framing = Framing.chunked()
-    data = b"3;ext=1\r\nabc\r\n00A\r\n0123456789\r\n0\r\nX: y\r\n\r\nGET"
+    data = b"3;ext=1;flag\r\nabc\r\n00A\r\n0123456789\r\n0\r\nX: y\r\n\r\nGET"
     assert _decode(framing, data) == (b"abc0123456789", len(data) - 3)
     assert framing.done
 
@@ -49,6 +49,8 @@ def test_a_length_and_the_end() -> None:
         b" 1\r\n",
         b"1 \r\n",
         b"1\n",
+        b"1;\r\n",
+        b"1;a=\r\n",
         b"1;a\x00\r\n",
         b"1;a\rb\r\n",
         b"1\r\naXX",

@@ -364,6 +364,9 @@ class Connection(asyncio.BufferedProtocol):
         self._pending = b""
         self._since = self._loop.time()
         self._server.linger(self)
-        if self._transport.can_write_eof():
+        try:
             self._transport.write_eof()
+        except OSError:  # it is gone already, and the loop has not noticed
+            self._transport.abort()
+            return
         self._read_on()

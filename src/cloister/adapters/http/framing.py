@@ -15,8 +15,10 @@ from cloister.base.errors import InvalidInput
 MAX_LINE: Final = 256  # a chunk-size line with its extension, or one trailer line
 MAX_TRAILERS: Final = 4096
 _ENDLESS: Final = 1 << 62
-_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,12})(?:;[\t\x20-\x7e]*)?")
-_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_EXTENSION: Final = rb";" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb'|"[\t\x20\x21\x23-\x5b\x5d-\x7e]*"))?'
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,12})(?:" + _EXTENSION + rb")*")
+_TRAILER: Final = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 
 # states of a chunked body
 _DATA: Final = 0

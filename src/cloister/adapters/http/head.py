@@ -35,8 +35,8 @@ class Headers:
     def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
         self.items: tuple[tuple[str, str], ...] = tuple(items)
         self._first: dict[str, str] = {}
-        for name, value in self.items:
-            self._first.setdefault(name, value)
+        for name, value in reversed(self.items):
+            self._first[name] = value
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of this name, in any case."""
@@ -45,10 +45,12 @@ class Headers:
     def get_all(self, name: str) -> tuple[str, ...]:
         """Every value of this name, in order."""
         wanted = name.lower()
-        return tuple(value for key, value in self.items if key == wanted)
+        return tuple([value for key, value in self.items if key == wanted])
 
     def tokens(self, name: str) -> frozenset[str]:
         """The members of a comma-separated list header, in lower case."""
+        if name.lower() not in self._first:
+            return frozenset()
         return frozenset(
             token for value in self.get_all(name) for part in value.split(",") if (token := part.strip().lower())
         )
@@ -122,7 +124,8 @@ def incomplete_head_is_bad(head: bytes, limits: HeadLimits) -> bool:
 def _fields(parser_class: Any, head: bytes, limits: HeadLimits) -> Headers:
     if len(head) > limits.max_bytes:
         raise InvalidInput("head-too-large", f"a head exceeds {limits.max_bytes} bytes")
-    if head.count(b"\n") != head.count(b"\r\n") or head.count(b"\r") != head.count(b"\r\n"):
+    lines = head.count(b"\r\n")
+    if head.count(b"\n") != lines or head.count(b"\r") != lines:
         raise InvalidInput("head-malformed", "a head holds a bare CR or LF")
     if b"\0" in head or b"\r\n " in head or b"\r\n\t" in head:
         raise InvalidInput("head-malformed", "a head holds a NUL or a folded line")
@@ -142,6 +145,8 @@ def _fields(parser_class: Any, head: bytes, limits: HeadLimits) -> Headers:
 
 def _body_rules(headers: Headers, minor: int) -> tuple[int | None, bool]:
     """(length, chunked) as the headers say: RFC 9112, section 6.3, with every doubtful case refused."""
+    if "transfer-encoding" not in headers and "content-length" not in headers:
+        return None, False
     lengths = headers.get_all("content-length")
     codings = headers.get_all("transfer-encoding")
     if codings:
@@ -150,8 +155,6 @@ def _body_rules(headers: Headers, minor: int) -> tuple[int | None, bool]:
         if len(codings) != 1 or codings[0].lower() != "chunked" or minor == 0:
             raise InvalidInput("transfer-encoding", "the only transfer encoding spoken here is chunked, in HTTP/1.1")
         return None, True
-    if not lengths:
-        return None, False
     if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
         raise InvalidInput("framing-ambiguous", "Content-Length is repeated or not a number")
     return int(lengths[0]), False

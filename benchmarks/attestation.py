@@ -1,0 +1,109 @@
+"""What one verification costs, per TEE: median over the rounds, and how many a second one core does.
+
+    python benchmarks/attestation.py [--evidence DIR] [--rounds N] [--json]
+
+Without recorded evidence (DIR, or CLOISTER_EVIDENCE_DIR) SEV-SNP, Nitro and simulation still run, on evidence made here
+under a throw-away root. Its AMD keys are RSA-2048 where AMD's are RSA-4096; every row says which it is. The rows are
+interleaved, one verification each in turn, so a busy machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloister.attest.anchors import TrustAnchors, production_anchors
+from cloister.attest.simulation import SimulatedToken, produce
+from cloister.attest.snp.certificates import Signer
+from cloister.attest.types import Collateral, Evidence, TeeType
+from cloister.attest.verify import verify
+from cloister.base.secret import SecretBytes
+from cloister.crypto.sign import SigningKey
+from cloister.testing.evidence_nitro import NitroAuthority
+from cloister.testing.evidence_snp import NOW, SnpAuthority
+
+Row = tuple[str, Evidence, Collateral, TrustAnchors, float]
+
+RECORDED = {
+    TeeType.SGX: ("quote.bin", ("collateral.json",)),
+    TeeType.TDX: ("quote.bin", ("collateral.json",)),
+    TeeType.SEV_SNP: ("report.bin", ("vek.der", "ask_ark.pem")),
+    TeeType.NITRO: ("document.cose", ()),
+}
+
+
+def recorded(folder: Path) -> Iterator[Row]:
+    """Every piece of recorded evidence that verifies (debug quotes of Intel do not)."""
+    for tee, (body, files) in RECORDED.items():
+        for place in sorted((folder / tee).glob("*/" + body)):
+            meta = json.loads((place.parent / "meta.json").read_text())
+            if tee is TeeType.TDX and meta.get("debug"):
+                continue
+            collateral = Collateral({name: (place.parent / name).read_bytes() for name in files})
+            label = f"{tee} {place.parent.name}"
+            yield label, Evidence(tee, place.read_bytes()), collateral, production_anchors(), meta["verify_at"]
+
+
+def synthetic() -> Iterator[Row]:
+    """Evidence under throw-away roots."""
+    amd, aws = SnpAuthority.create(), NitroAuthority.create()
+    for product, signer in (("Milan", Signer.VCEK), ("Turin", Signer.VCEK), ("Genoa", Signer.VLEK)):
+        evidence, collateral = amd.evidence(product, signer, version=5, crl=amd.crl(product))
+        label = f"sev-snp synthetic {product} {signer.label} with CRL"
+        yield label, evidence, collateral, amd.anchors(product), NOW
+    yield "nitro synthetic", aws.evidence(), Collateral(), aws.anchors(), NOW
+    key = SigningKey.from_seed(SecretBytes(bytes(32)))
+    token = SimulatedToken(
+        key=key.public_key,
+        measurement=b"m" * 48,
+        configuration_digest=b"c" * 32,
+        report_data=b"r" * 64,
+        issued_at=int(NOW),
+    )
+    anchors = TrustAnchors(simulation_keys=(key.public_key,))
+    yield "insecure-simulation", produce(key, token), Collateral(), anchors, NOW
+
+
+def measure(rows: list[Row], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each verification, by label."""
+    spent: dict[str, list[float]] = {row[0]: [] for row in rows}
+    for turn in range(-3, rounds):  # three turns to warm up
+        for label, evidence, collateral, anchors, now in rows:
+            start = time.perf_counter()
+            verify(evidence, collateral, anchors, now)
+            if turn >= 0:
+                spent[label].append(time.perf_counter() - start)
+    return spent
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evidence", type=Path, default=os.environ.get("CLOISTER_EVIDENCE_DIR"))
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    rows = [*(recorded(Path(chosen.evidence)) if chosen.evidence else ()), *synthetic()]
+    results = {
+        label: {
+            "median_ms": round(statistics.median(times) * 1000, 3),
+            "fastest_tenth_ms": round(sorted(times)[len(times) // 10] * 1000, 3),
+            "per_second_one_core": round(1 / statistics.median(times)),
+        }
+        for label, times in measure(rows, chosen.rounds).items()
+    }
+    if chosen.json:
+        print(json.dumps(results, indent=1))
+        return
+    print(f"{'evidence':50} {'median ms':>10} {'p10 ms':>8} {'a second':>9}")
+    for label, row in results.items():
+        print(f"{label:50} {row['median_ms']:10.3f} {row['fastest_tenth_ms']:8.3f} {row['per_second_one_core']:9}")
+
+
+if __name__ == "__main__":
+    main()

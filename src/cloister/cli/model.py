@@ -1,0 +1,102 @@
+"""Pack, publish, list, rotate and retire models, as their owner.
+
+cloister model pack FILE.onnx --name NAME [--out FOLDER]     optimise and encrypt; the key stays in your keyring
+cloister model publish FOLDER                                put it into the store, its key into the KeyService
+cloister model list                                          your models, and those you may use
+cloister model rotate NAME --source FILE.onnx                the same version under a fresh key
+cloister model retire NAME [--manifest DIGEST]               no release any more
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cloister.base.errors import InvalidInput
+from cloister.base.ids import check_name, parse_id
+from cloister.cli.account import add_account_options, open_client
+from cloister.cli.output import Output, as_json
+from cloister.cli.progress import progress_bars
+from cloister.client.client import Client
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument("action", choices=["pack", "publish", "list", "rotate", "retire"])
+    parser.add_argument("subject", nargs="?", help="pack: the model file; publish: the folder; otherwise the name")
+    parser.add_argument("--name", help="pack: the model's name (default: the file's)")
+    parser.add_argument("--model-version", type=int, help="pack: its version (default: one above the last packed here)")
+    parser.add_argument("--out", type=Path, help="pack: the folder to make (default: NAME-vN.packed)")
+    parser.add_argument("--plain", action="store_true", help="pack: leave out the variant tuned for this CPU")
+    parser.add_argument("--source", type=Path, help="rotate: the model file")
+    parser.add_argument("--manifest", help="retire: only this manifest (64 hexadecimal digits)")
+    add_account_options(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """One of the actions."""
+    if args.action != "list" and not args.subject:
+        raise InvalidInput("subject-missing", f"model {args.action} needs what to {args.action}")
+    actions = {"pack": _pack, "publish": _publish, "list": _list, "rotate": _rotate, "retire": _retire}
+    with open_client(args) as client:
+        return actions[args.action](args, out, client)
+
+
+def _pack(args: argparse.Namespace, out: Output, client: Client) -> int:
+    source = Path(args.subject)
+    name = check_name(args.name or source.stem.lower(), what="the model's name")
+    version = args.model_version or client.next_version(name)
+    folder = args.out or Path(f"{name}-v{version}.packed")
+    with progress_bars(out) as progress:
+        packing = client.pack(source, folder, name=name, version=version, tuned=not args.plain, progress=progress)
+    size = packing.manifest.stored_size
+    out.result(
+        {
+            "model": str(packing.manifest.model),
+            "version": version,
+            "manifest": packing.digest.hex(),
+            "folder": str(folder),
+            "bytes": size,
+        },
+        f"packed {name} version {version}: {size / 2**20:.1f} MiB in {folder}\n  manifest {packing.digest.hex()}\n"
+        f"Publish it with: cloister model publish {folder}",
+    )
+    return 0
+
+
+def _publish(args: argparse.Namespace, out: Output, client: Client) -> int:
+    with progress_bars(out) as progress:
+        acknowledged = client.publish(Path(args.subject), progress=progress)
+    out.result(
+        {"published": args.subject, "entry": acknowledged["entry"]}, f"published; log entry {acknowledged['entry']}"
+    )
+    return 0
+
+
+def _list(_args: argparse.Namespace, out: Output, client: Client) -> int:
+    items = client.models()
+    lines = []
+    for item in items:
+        versions = ", ".join(
+            f"v{v['version']} {v['manifest'].hex()[:16]}..." for v in item["versions"] if not v["retired"]
+        )
+        state = "retired" if item["retired"] else versions or "all versions retired"
+        lines.append(f"{item['relation']:<8} {item['model']}  {state}")
+    out.result({"models": as_json(items)}, "\n".join(lines) or "no models: `cloister model pack` makes one")
+    return 0
+
+
+def _rotate(args: argparse.Namespace, out: Output, client: Client) -> int:
+    if args.source is None:
+        raise InvalidInput("source-missing", "rotating encrypts the model anew", hint="Name its file with --source.")
+    with progress_bars(out) as progress:
+        acknowledged = client.rotate_model_key(args.subject, args.source, progress=progress)
+    out.result({"model": args.subject, "entry": acknowledged["entry"]}, f"rotated; log entry {acknowledged['entry']}")
+    return 0
+
+
+def _retire(args: argparse.Namespace, out: Output, client: Client) -> int:
+    manifest = parse_id(args.manifest, what="the manifest's digest") if args.manifest else b""
+    acknowledged = client.retire(args.subject, manifest)
+    out.result({"model": args.subject, "entry": acknowledged["entry"]}, f"retired; log entry {acknowledged['entry']}")
+    return 0

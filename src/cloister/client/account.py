@@ -1,0 +1,109 @@
+"""An identity at a KeyService: says statements and asks queries (spec/protocol.md, section 6)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any, Final
+
+from cloister.adapters.keyservice import AttestedKeyService, KeyServiceLink
+from cloister.attest.policy import Policy
+from cloister.base.clock import Clock
+from cloister.base.errors import Refused
+from cloister.base.secret import SecretBytes
+from cloister.client.identity import Identity
+from cloister.client.keyring import Keyring
+from cloister.crypto.sign import SigningKey
+from cloister.wire import calls
+from cloister.wire.calls import LogHead
+from cloister.wire.statements import Body, DefinePolicy, Query, Register, Statement, sign_query, sign_statement
+
+LIFETIME_S: Final = 300
+
+
+class Account:
+    """What one identity can say. Thread-safe."""
+
+    def __init__(self, identity: Identity, keyring: Keyring, link: KeyServiceLink, clock: Clock) -> None:
+        self.identity = identity
+        self.keyring = keyring
+        self.link = link
+        self.clock = clock
+
+    def say(
+        self,
+        body: Body,
+        keys: tuple[SecretBytes, ...] = (),
+        *,
+        subject: bytes | None = None,
+        signer: SigningKey | None = None,
+        sequence: int | None = None,
+    ) -> dict[str, Any]:
+        """Make one statement; returns its acknowledgement after it is durable.
+
+        :param subject: for whom, when another identity delegated to this one.
+        :param signer: the recovery key, where that one speaks.
+        :raises CloisterError: whatever the KeyService answered. After ``Unavailable`` ``no-answer`` the statement may
+            have been applied: say it again, the KeyService applies the later one.
+        """
+        keyservice = self.link.attested().description.keyservice
+        number = sequence or self.keyring.next_sequence(keyservice, self.clock.now())
+
+        def signed(attested: AttestedKeyService) -> bytes:
+            statement = Statement(
+                keyservice=attested.description.keyservice,
+                issuer=self.identity.id,
+                subject=subject or self.identity.id,
+                sequence=number,
+                issued_at=int(self.clock.now()),
+                lifetime=LIFETIME_S,
+                body=body,
+            )
+            return sign_statement(statement, signer or self.identity.key)
+
+        acknowledged: dict[str, Any] = self.link.call(calls.STATEMENT, signed, keys)
+        self.link.saw(keyservice, LogHead.read(acknowledged["head"]))
+        return acknowledged
+
+    def ask(self, kind: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Ask one query; its result is described in spec/protocol.md, 6.7.
+
+        :raises CloisterError: whatever the KeyService answered.
+        """
+
+        def signed(attested: AttestedKeyService) -> bytes:
+            query = Query(
+                keyservice=attested.description.keyservice,
+                issuer=self.identity.id,
+                nonce=secrets.token_bytes(16),
+                issued_at=int(self.clock.now()),
+                lifetime=LIFETIME_S,
+                kind=kind,
+                about=about or {},
+            )
+            return sign_query(query, self.identity.key)
+
+        result: dict[str, Any] = self.link.call(calls.QUERY, signed)
+        return result
+
+    def register(self) -> bool:
+        """Make the identity known; ``False`` when it was already.
+
+        :raises Refused: the codes of ``register``.
+        """
+        try:
+            self.say(Register(self.identity.key.public_key, self.identity.recovery_public_key()))
+        except Refused as error:
+            if error.code != "identity-known":
+                raise
+            return False
+        return True
+
+    def define_policy(self, policy: Policy) -> bytes:
+        """Make a policy known; returns its digest. Saying it twice does no harm."""
+        try:
+            self.say(DefinePolicy(policy.encode()))
+        except Refused as error:
+            if error.code != "policy-known":
+                raise
+        return policy.digest

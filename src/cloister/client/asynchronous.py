@@ -1,0 +1,91 @@
+"""The SDK for asyncio: inference on the event loop, everything else in a thread of the synchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+import numpy.typing as npt
+
+from cloister.adapters.http.client import AsyncHttpClient
+from cloister.base.errors import CloisterError, Unavailable
+from cloister.base.ids import ModelId
+from cloister.base.limits import MAX_RESPONSE_BODY
+from cloister.client.client import DEADLINE_S, SEALED_HEADERS, Client, content_of, pause_before_next
+from cloister.client.inference import Outputs, open_inference, seal_inference
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """As :class:`~cloister.client.client.Client`; belongs to one event loop.
+
+    Statements and queries go through :meth:`run`: ``await client.run(client.sync.grant, "model", user, policy)``.
+    """
+
+    def __init__(self, sync: Client) -> None:
+        self.sync = sync
+        self._http = AsyncHttpClient()
+
+    @classmethod
+    def open(
+        cls, home: Path | str | None = None, identity: str | None = None, passphrase: str | None = None
+    ) -> AsyncClient:
+        """As ``Client.open``."""
+        return cls(Client.open(home, identity, passphrase))
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._http.close()
+        self.sync.close()
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A call of the synchronous client, in a thread."""
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    async def infer(
+        self,
+        model: str | ModelId,
+        inputs: Mapping[str, npt.ArrayLike],
+        outputs: Sequence[str] = (),
+        *,
+        deadline_s: float = DEADLINE_S,
+    ) -> Outputs:
+        """As ``Client.infer``."""
+        loop, sync = asyncio.get_running_loop(), self.sync
+        target = await self.run(sync.model_id, model)
+        end = loop.time() + deadline_s
+        for attempt in itertools.count():
+            try:
+                key = await self.run(sync.keys.key, target)
+                consented = await self.run(sync.keys.consented, target)
+                sealed = seal_inference(key, sync.account.identity, inputs, outputs, sync.clock.now())
+                answer = await self._http.request(
+                    "POST",
+                    sync.profile.gateway,
+                    sealed.target,
+                    headers=SEALED_HEADERS,
+                    content=sealed.data,
+                    deadline_s=end - loop.time(),
+                    max_answer=MAX_RESPONSE_BODY,
+                    idempotent=True,
+                )
+                return open_inference(sealed, content_of(answer), consented.manifest_digest)
+            except Unavailable as error:
+                await asyncio.sleep(pause_before_next(error, attempt, end - loop.time()))
+            except CloisterError as error:
+                raise await self.run(sync.explained, error, target) from error
+        raise AssertionError

@@ -1,0 +1,211 @@
+"""The SDK's front: infer as a user, publish and grant as an owner (docs/tutorial).
+
+from cloister import Client
+
+with Client.open(identity="bob") as client:
+    outputs = client.infer("breast-cancer", {"input": x})
+    print(outputs["probabilities"], outputs.provenance.measurement.hex())
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import numpy.typing as npt
+
+from cloister.adapters.clock import SystemClock
+from cloister.adapters.http.answer import Answer
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.http.problem import from_response
+from cloister.adapters.keyservice import HttpTransport, KeyServiceLink
+from cloister.attest.types import CollateralSource
+from cloister.base.clock import Clock
+from cloister.base.errors import CloisterError, InvalidInput, Unavailable
+from cloister.base.ids import ModelId
+from cloister.base.limits import MAX_RESPONSE_BODY
+from cloister.client import explain
+from cloister.client.account import Account
+from cloister.client.evidence import carried_collateral
+from cloister.client.identity import Identity, list_identities, load_identity
+from cloister.client.inference import Outputs, SealedInference, open_http, open_inference, seal_http, seal_inference
+from cloister.client.keyring import Keyring
+from cloister.client.ownership import Ownership
+from cloister.client.profile import Profile, default_home, load_profile
+from cloister.client.sealing import SealingKeys
+from cloister.client.usage import Usage
+from cloister.wire.envelope import REQUEST_MEDIA_TYPE
+
+T = TypeVar("T")
+OUTER_REFUSAL: Final = "request-refused"
+DEADLINE_S: Final = 120.0
+SEALED_HEADERS: Final = (("content-type", REQUEST_MEDIA_TYPE),)
+_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+# An inference changes nothing, so it may be sent again, each time sealed anew.
+_AGAIN: Final = frozenset({"connect-failed", "no-answer", "deadline-exceeded", "client-overloaded", "answer-truncated"})
+
+
+class Client(Ownership, Usage):
+    """One identity's way to the KeyService and to the models. Thread-safe; close it, or use it as a context.
+
+    :param profile: where the services are. :param identity: who speaks.
+    :param collateral: where collateral for the KeyService's evidence comes from; by default, what it sent along.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        identity: Identity,
+        *,
+        collateral: CollateralSource | None = None,
+        clock: Clock | None = None,
+        http: HttpClient | None = None,
+    ) -> None:
+        self.profile = profile
+        self.clock: Clock = clock or SystemClock()
+        self._http = http or HttpClient(self.clock)
+        keyring = Keyring(identity)
+        link = KeyServiceLink(
+            HttpTransport(self._http, profile.keyservice),
+            bundle=lambda: profile.open_bundle(self.clock.now()),
+            collateral=collateral or carried_collateral(),
+            clock=self.clock,
+            heads=keyring,
+        )
+        self.account = Account(identity, keyring, link, self.clock)
+        self.keys = SealingKeys(self.account)
+
+    @classmethod
+    def open(cls, home: Path | str | None = None, identity: str | None = None, passphrase: str | None = None) -> Client:
+        """From the client's folder: by default ``CLOISTER_HOME`` or ``~/.cloister``, and the only identity there.
+
+        :raises InvalidInput: ``profile-missing``, ``identity-unknown``, ``identity-ambiguous``.
+        """
+        folder = Path(home) if home is not None else default_home()
+        profile = load_profile(folder)
+        return cls(profile, load_identity(folder, identity or only_identity(folder), passphrase))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close connections."""
+        self._http.close()
+
+    # --- inference ---
+
+    def infer(
+        self,
+        model: str | ModelId,
+        inputs: Mapping[str, npt.ArrayLike],
+        outputs: Sequence[str] = (),
+        *,
+        deadline_s: float = DEADLINE_S,
+    ) -> Outputs:
+        """Run a model on encrypted inputs; sent again, sealed anew, while the service is only unavailable.
+
+        :param model: its id, or its name where this identity consented to one model of that name.
+        :param inputs: input name to array. :param outputs: the outputs wanted; all of them when empty.
+        :returns: output name to array, with ``.provenance``.
+        :raises InvalidInput: the runtime refused these inputs. :raises Refused: a rule says no; the KeyService was
+            asked which. :raises Unavailable: not answered before the deadline. :raises Tampered: the answer, or what
+            the KeyService said, is not authentic.
+        """
+        target = self.model_id(model)
+
+        def once(now: float) -> Outputs:
+            sealed = seal_inference(self.keys.key(target), self.account.identity, inputs, outputs, now)
+            consented = self.keys.consented(target)
+            return open_inference(sealed, self._send(sealed, deadline_s), consented.manifest_digest)
+
+        return self._until(deadline_s, target, once)
+
+    def metadata(self, model: str | ModelId, *, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
+        """OIP v2 model metadata: name, versions, platform, inputs and outputs."""
+        target = self.model_id(model)
+
+        def once(now: float) -> dict[str, Any]:
+            import json
+
+            key, path = self.keys.key(target), f"/v2/models/{target.name}"
+            sealed = seal_http(key, self.account.identity, now, method="GET", path=path)
+            value = json.loads(bytes(open_http(sealed, self._send(sealed, deadline_s)).content))
+            if not isinstance(value, dict):
+                raise InvalidInput("oip-malformed", "the model's metadata is not an object")
+            return value
+
+        return self._until(deadline_s, target, once)
+
+    def _until(self, deadline_s: float, target: ModelId, once: Callable[[float], T]) -> T:
+        end = self.clock.monotonic() + deadline_s
+        for attempt in itertools.count():
+            try:
+                return once(self.clock.now())
+            except Unavailable as error:
+                time.sleep(pause_before_next(error, attempt, end - self.clock.monotonic()))
+            except CloisterError as error:
+                raise self.explained(error, target) from error
+        raise AssertionError
+
+    def explained(self, error: CloisterError, target: ModelId) -> CloisterError:
+        """The same error, or the KeyService's reason where a runtime may not give one."""
+        if error.code != OUTER_REFUSAL:
+            return error
+        self.keys.forget(target)
+        return explain.refusal(self.account, target)
+
+    def _send(self, sealed: SealedInference, deadline_s: float) -> bytes:
+        return content_of(
+            self._http.request(
+                "POST",
+                self.profile.gateway,
+                sealed.target,
+                headers=SEALED_HEADERS,
+                content=sealed.data,
+                deadline_s=deadline_s,
+                max_answer=MAX_RESPONSE_BODY,
+                idempotent=True,
+            )
+        )
+
+
+def content_of(answer: Answer) -> bytes:
+    """The sealed answer; a refusal outside the envelope is raised."""
+    if answer.status != 200:
+        raise from_response(answer.status, answer.headers, answer.body)
+    return bytes(answer.body)
+
+
+def pause_before_next(error: Unavailable, attempt: int, left_s: float) -> float:
+    """Seconds to wait before an inference is sent again.
+
+    :raises Unavailable: ``error`` itself, when sending again is not known to be safe or there is no time left.
+    """
+    pause = error.retry_after or _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
+    if (error.code not in _AGAIN and error.retry_after is None) or pause >= left_s:
+        raise error
+    return pause
+
+
+def only_identity(home: Path) -> str:
+    """The name of the only identity in a folder.
+
+    :raises InvalidInput: ``identity-unknown``, ``identity-ambiguous``.
+    """
+    names = list_identities(home)
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise InvalidInput(
+            "identity-unknown", f"there is no identity in {home}", hint="Make one with `cloister identity new NAME`."
+        )
+    raise InvalidInput("identity-ambiguous", f"there are several identities: {', '.join(names)}", hint="Name one.")

@@ -1,0 +1,82 @@
+"""The runtime's outer HTTP: sealed bodies in and out, and what an operator may know (spec/protocol.md, clause 8.8)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from cloister.adapters.http.message import Request, Response
+from cloister.adapters.metrics import CONTENT_TYPE
+from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.ids import ModelId
+from cloister.base.limits import MAX_HEADER, MAX_REQUEST_BODY
+from cloister.runtime.serve import Sealed, refused
+from cloister.wire.envelope import RESPONSE_MEDIA_TYPE, SEALED_SECRET, sealed_length
+
+MAX_SEALED: Final = sealed_length(MAX_REQUEST_BODY) + MAX_HEADER + SEALED_SECRET + 64
+_SEALED_HEADERS: Final = (("content-type", RESPONSE_MEDIA_TYPE), ("cache-control", "no-store"))
+_JSON: Final = (("content-type", "application/json"), ("cache-control", "no-store"))
+_TEXT: Final = (("content-type", CONTENT_TYPE),)
+
+Status = Callable[[], dict[str, object]]
+
+
+class RuntimeApp:
+    """``cloister.adapters.http.message.App``.
+
+    :param status: what the gateway packs, balances and scales by; nothing secret.
+    :param ready: whether keys can be had.
+    :param metrics: Prometheus text.
+    """
+
+    def __init__(
+        self,
+        sealed: Sealed,
+        *,
+        status: Status,
+        ready: Callable[[], bool],
+        metrics: Callable[[], bytes],
+        stream: Callable[[ModelId, Request], Awaitable[Response]] | None = None,
+    ) -> None:
+        self._sealed = sealed
+        self._status = status
+        self._ready = ready
+        self._metrics = metrics
+        self._stream = stream
+
+    async def __call__(self, request: Request) -> Response:
+        """Route one request."""
+        path = request.path
+        if path.startswith("/v1/models/"):
+            return await self._model(request, path[len("/v1/models/") :])
+        if request.method not in ("GET", "HEAD"):
+            raise InvalidInput("method-not-allowed", "only sealed requests are posted")
+        match path:
+            case "/healthz":
+                return Response(200, _JSON, b'{"live":true}')
+            case "/readyz":
+                if not self._ready():
+                    raise Unavailable("runtime-not-ready", "no session with the KeyService yet", retry_after=1.0)
+                return Response(200, _JSON, b'{"ready":true}')
+            case "/v1/status":
+                return Response(200, _JSON, json.dumps(self._status(), separators=(",", ":")).encode())
+            case "/metrics":
+                return Response(200, _TEXT, self._metrics())
+            case _:
+                raise InvalidInput("not-found", "there is nothing here")
+
+    async def _model(self, request: Request, rest: str) -> Response:
+        text, _, action = rest.rpartition("/")
+        try:
+            model = ModelId.parse(text)
+        except InvalidInput as error:
+            raise refused() from error
+        if request.method != "POST":
+            raise InvalidInput("method-not-allowed", "sealed requests are posted")
+        if action == "infer":
+            body = await request.body(MAX_SEALED)
+            return Response(200, _SEALED_HEADERS, await self._sealed.answer(model, body, request.buffer))
+        if action == "stream" and self._stream is not None:
+            return await self._stream(model, request)
+        raise refused()
