@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from cloister.adapters.clock import SystemClock
+from cloister.adapters.collateral.bundle import BundleCollateral
 from cloister.attest.anchors import TrustAnchors, production_anchors
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.types import Claims, Collateral, Configuration, Evidence, TeeType
-from cloister.base.errors import InvalidInput
+from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.limits import MAX_COLLATERAL, MAX_CONFIGURATION, MAX_EVIDENCE
 from cloister.cli.files import read_file
 from cloister.crypto.sign import PUBLIC_KEY_LENGTH
@@ -46,8 +47,8 @@ def add_evidence_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--collateral",
         type=Path,
-        metavar="DIR",
-        help="folder with collateral.json (sgx, tdx) or vek.der, ask_ark.pem and crl.der (sev-snp)",
+        metavar="DIR|FILE",
+        help="folder with collateral.json (sgx, tdx) or vek.der, ask_ark.pem and crl.der (sev-snp); or a bundle",
     )
     parser.add_argument(
         "--configuration", type=Path, metavar="FILE", help="the service's configuration, for rules that ask for one"
@@ -73,13 +74,7 @@ def read_presented(args: argparse.Namespace) -> Presented:
     names = _COLLATERAL[tee]
     if names and args.collateral is None:
         raise InvalidInput("argument", f"evidence of {tee} needs --collateral DIR with {', '.join(names)}")
-    if args.collateral is not None and not args.collateral.is_dir():
-        raise InvalidInput("argument", f"--collateral {args.collateral} is not a folder")
-    files = {
-        name: read_file(args.collateral / name, limit=MAX_COLLATERAL, what="collateral")
-        for name in names
-        if (args.collateral / name).exists()
-    }
+    evidence = Evidence(tee, read_file(args.evidence, limit=MAX_EVIDENCE, what="evidence"))
     configuration = None
     if args.configuration is not None:
         configuration = decode_configuration(
@@ -89,12 +84,30 @@ def read_presented(args: argparse.Namespace) -> Presented:
     if any(len(key) != PUBLIC_KEY_LENGTH for key in keys):
         raise InvalidInput("argument", f"--insecure-simulation-key: a key has {PUBLIC_KEY_LENGTH} bytes")
     return Presented(
-        evidence=Evidence(tee, read_file(args.evidence, limit=MAX_EVIDENCE, what="evidence")),
-        collateral=Collateral(files),
+        evidence=evidence,
+        collateral=_collateral(args.collateral, evidence),
         anchors=production_anchors().with_simulation(keys),
         configuration=configuration,
         now=SystemClock().now() if args.at is None else args.at,
     )
+
+
+def _collateral(path: Path | None, evidence: Evidence) -> Collateral:
+    if path is None:
+        return Collateral()
+    if path.is_file():
+        try:
+            return BundleCollateral.open(path).collateral(evidence)
+        except Unavailable as error:
+            raise InvalidInput("argument", f"--collateral {path}: {error.message}", hint=error.hint) from error
+    if not path.is_dir():
+        raise InvalidInput("argument", f"--collateral {path} is neither a folder nor a bundle file")
+    files = {
+        name: read_file(path / name, limit=MAX_COLLATERAL, what="collateral")
+        for name in _COLLATERAL[evidence.tee]
+        if (path / name).exists()
+    }
+    return Collateral(files)
 
 
 def from_hex(text: str, what: str) -> bytes:
