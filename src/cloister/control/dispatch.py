@@ -192,6 +192,14 @@ class Dispatcher:
             self._fill(instance.id, now, out)
         return out
 
+    def observed(
+        self, now: float, instance: str, residents: frozenset[str], *, concurrency: int, memory_mb: float
+    ) -> list[Command]:
+        """What an instance says of itself, which may differ from what was expected of it (``/v1/status``)."""
+        slots = self.snapshot.open_slots
+        self.ledger.observed(instance, now, residents, concurrency=concurrency, memory_mb=memory_mb)
+        return self._retry(now) if self.snapshot.open_slots > slots and self.snapshot.backlog else []
+
     def avoid(self, now: float, instance: str, state: InstanceState) -> list[Command]:
         """Send nothing new to an instance: its circuit opened (``BROKEN``) or it is to go (``DRAINING``)."""
         self.ledger.update(instance, state=state)

@@ -8,10 +8,13 @@ cannot be (a second answer to a request, a slot that was never taken) is a bug o
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from cloister.control.gaps import observed
+from cloister.control.line import Line
 from cloister.control.snapshot import (
     QUEUE_WINDOW,
     Activity,
@@ -45,7 +48,7 @@ class Ledger:
         self._groups: Table[tuple[str, ...]] = Table()
         self._activity: Table[Activity] = Table()
         self._queues: Table[Queue] = Table()
-        self._waiting: dict[str, OrderedDict[str, tuple[int, Request]]] = {}
+        self._waiting: dict[str, Line] = {}
         self._heads: list[tuple[int, str]] = []  # (sequence of the head, model), sorted: longest waiting first
         self._sequence = 0
         self._backlog = 0
@@ -77,8 +80,8 @@ class Ledger:
         return self._snapshot
 
     def head(self, model: str) -> Request:
-        """The longest waiting request of a model that has one waiting."""
-        return next(iter(self._waiting[model].values()))[1]
+        """The request whose turn it is, of a model that has one waiting: fair to users (``cloister.control.line``)."""
+        return self._waiting[model].head()[1]
 
     def in_flight_on(self, instance_id: str) -> tuple[Request, ...]:
         """Requests sent to an instance and not answered, oldest first."""
@@ -86,7 +89,8 @@ class Ledger:
 
     def is_waiting(self, request: Request) -> bool:
         """True while the request is in the queue."""
-        return request.id in self._waiting.get(request.model, ())
+        line = self._waiting.get(request.model)
+        return line is not None and request in line
 
     # ---- configuration ---------------------------------------------------------------------------------------------
 
@@ -115,21 +119,21 @@ class Ledger:
 
     def enqueue(self, request: Request, *, first: bool = False) -> None:
         """Put a request into its model's queue; ``first`` puts one that lost its instance ahead of the others."""
-        line = self._waiting.setdefault(request.model, OrderedDict())
-        _must(request.id not in line and request.id not in self._sent, f"request {request.id} is already here")
-        before = next(iter(line.values()))[0] if line else None
+        line = self._waiting.get(request.model)
+        if line is None:
+            line = self._waiting[request.model] = Line()
+        _must(request not in line and request.id not in self._sent, f"request {request.id} is already here")
+        before = line.head()[0] if line else None
         self._sequence += 1
-        line[request.id] = (-self._sequence if first else self._sequence, request)
-        if first:
-            line.move_to_end(request.id, last=False)
+        line.add(-self._sequence if first else self._sequence, request, first=first)
         self._backlog += 1
         self._line_changed(request.model, before)
 
     def dequeue(self, request: Request) -> None:
         """Take a request out of the queue: it is sent, its client went away, or its deadline passed."""
         line = self._waiting[request.model]
-        before = next(iter(line.values()))[0]
-        del line[request.id]
+        before = line.head()[0]
+        line.remove(request)
         if not line:
             del self._waiting[request.model]
         self._backlog -= 1
@@ -137,7 +141,7 @@ class Ledger:
 
     def _line_changed(self, model: str, before: int | None) -> None:
         line = self._waiting.get(model)
-        after, head = next(iter(line.values())) if line else (None, None)
+        after, head = line.head() if line else (None, None)
         if before != after:
             if before is not None:
                 del self._heads[bisect_left(self._heads, (before, model))]
@@ -247,6 +251,33 @@ class Ledger:
         old = self._instances[instance_id]
         if abs(old.pressure - pressure) > 1e-6:
             self._put(old, replace(old, pressure=pressure))
+
+    def observed(
+        self, instance_id: str, now: float, residents: frozenset[str], *, concurrency: int, memory_mb: float
+    ) -> None:
+        """What an instance says of itself: known models that are there; those in use or on their way stay."""
+        old = self._instances[instance_id]
+        kept = {
+            name: have
+            for name, have in old.residents.items()
+            if name in residents or name in old.running or have.ready_at > now
+        }
+        found = {name for name in residents if name not in kept and name in self._models}
+        if len(kept) == len(old.residents) and not found:
+            if (old.concurrency, old.memory_mb) != (concurrency, memory_mb):
+                self._put(old, replace(old, concurrency=concurrency, memory_mb=memory_mb))
+            return
+        for name in old.residents:
+            if name not in kept:
+                self._unhold(name, instance_id)
+        for name in sorted(found):
+            kept[name] = Resident(self._models[name].memory_mb, Holding.SESSION, now, now)
+            self._holders = self._holders.put(name, (*(self._holders.get(name) or ()), instance_id))
+        self._put(old, replace(old, concurrency=concurrency, memory_mb=memory_mb, residents=kept, **self._totals(kept)))
+
+    def _totals(self, residents: Mapping[str, Resident]) -> dict[str, Any]:
+        owners = frozenset(self._models[name].owner for name in residents)
+        return {"used_mb": sum(have.memory_mb for have in residents.values()), "owners": owners}
 
     def removed(self, instance_id: str) -> tuple[Request, ...]:
         """An instance is gone; returns the requests it had not answered, which are then nowhere."""
