@@ -1,0 +1,328 @@
+"""A whole Cloister on one machine, in a simulated TEE: KeyService, gateway, and runtimes as child processes.
+
+What ``cloister up`` and the demonstration run. Everything lies in one folder:
+
+    keyservice.toml  keyservice/     configuration and state of the KeyService
+    gateway.toml     gateway/        the same of the gateway: records and logs of instances
+    store/                           encrypted models
+    bundle.cbor                      the trust bundle, signed by bundle-root.key
+    runtime-policy.toml              accepts exactly the runtimes that this folder starts
+    simulation.key  bundle-root.key  the software "platform" and the bundle's root: on one machine, for trials only
+    home/                            the clients' folder: CLOISTER_HOME
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cloister.adapters.clock import SystemClock
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.tee.simulation import measure_installation
+from cloister.attest.bundle import TrustBundle
+from cloister.attest.configuration import ISOLATION_LEVELS
+from cloister.attest.policy import Policy, Rule
+from cloister.attest.policy_toml import format_policy
+from cloister.attest.types import TeeType
+from cloister.base.errors import CloisterError, Refused, Unavailable
+from cloister.base.secret import SecretBytes
+from cloister.client.files import read_private, write_private
+from cloister.client.profile import Profile, save_profile
+from cloister.crypto.sign import SigningKey
+from cloister.runtime.isolation import Isolation
+from cloister.runtime.options import RuntimeOptions
+
+YEAR_S: Final = 365 * 86400
+_MAX_AGE_S: Final = 7 * 86400  # of simulated evidence: a KeyService makes its own once an epoch
+_POLL_S: Final = 0.02
+COMMAND: Final = (sys.executable, "-m", "cloister")
+
+
+@dataclass(slots=True)
+class LocalCloud:
+    """See the module.
+
+    :param keyservice_listen: and ``gateway_listen``: ``HOST:PORT``; port 0 takes a free one.
+    :param instances: how many runtimes at most. :param keep_alive_s: an idle one is stopped after this.
+    :param keyservice_address: what clients and runtimes use instead of the real one (a wiretap).
+    """
+
+    folder: Path
+    keyservice_listen: str = "127.0.0.1:0"
+    gateway_listen: str = "127.0.0.1:0"
+    isolation: Isolation = Isolation.SHARED
+    concurrency: int = 4
+    memory_mb: int = 2048
+    instances: int = 2
+    keep_alive_s: float = 60.0
+    packer: str = "adaptive"
+    keyservice_address: str = ""
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    # --- what lies where ---
+
+    @property
+    def home(self) -> Path:
+        """The clients' folder."""
+        return self.folder / "home"
+
+    @property
+    def store(self) -> Path:
+        """Encrypted models."""
+        return self.folder / "store"
+
+    @property
+    def policy_file(self) -> Path:
+        """Accepts the runtimes of this folder."""
+        return self.folder / "runtime-policy.toml"
+
+    @property
+    def log_files(self) -> list[Path]:
+        """Everything that the services wrote for an operator."""
+        return sorted(self.folder.glob("*.log")) + sorted(self.folder.glob("gateway/**/*.log"))
+
+    def runtime_options(self) -> RuntimeOptions:
+        """What the measured configuration of a runtime is made of."""
+        return RuntimeOptions(
+            bundle_root=self.root.public_key,
+            isolation=self.isolation,
+            concurrency=1 if self.isolation is Isolation.STRICT else self.concurrency,
+            memory_mb=self.memory_mb,
+        )
+
+    @property
+    def root(self) -> SigningKey:
+        """The trust bundle's root."""
+        return _key(self.folder / "bundle-root.key")
+
+    @property
+    def platform_key(self) -> SigningKey:
+        """Signs simulated evidence."""
+        return _key(self.folder / "simulation.key")
+
+    def runtime_policy(self) -> Policy:
+        """Accepts exactly this code with exactly this configuration."""
+        options = self.runtime_options()
+        return _policy("local-runtime", measure_installation(), options.measured().digest, (options.isolation.value,))
+
+    # --- preparing ---
+
+    def prepare(self) -> None:
+        """Make everything that is not there yet.
+
+        :raises Refused: ``state-of-another-build``: the folder was made by other code, which alone can open it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.store.mkdir(exist_ok=True)
+        platform, root = self.platform_key.public_key, self.root.public_key
+        configuration = self.folder / "keyservice.toml"
+        if not configuration.exists():
+            lines = [
+                "# Everything here is measured: changing it makes another KeyService, which no client believes.",
+                f'bundle_root = "{root.hex()}"',
+                "bundle_version = 1",
+                f'simulation_keys = ["{platform.hex()}"]',
+            ]
+            configuration.write_text("\n".join(lines) + "\n")
+        bundle = self.folder / "bundle.cbor"
+        if not bundle.exists():
+            made = json.loads(self._run("keyservice", "init", *self._keyservice_arguments(), "--json"))
+            self._write_bundle(bytes.fromhex(made["measurement"]), bytes.fromhex(made["configuration"]))
+            (self.folder / "measurement").write_text(made["measurement"] + "\n")
+        if (self.folder / "measurement").read_text().strip() != measure_installation().hex():
+            raise Refused(
+                "state-of-another-build",
+                f"{self.folder} was made by another build of Cloister, and its KeyService's secrets are sealed to that",
+                hint="Use the build that made it, or another --state folder. LIMITATIONS.md says more.",
+            )
+        self.policy_file.write_text(format_policy(self.runtime_policy()))
+
+    def _write_bundle(self, measurement: bytes, configuration: bytes) -> None:
+        now = int(SystemClock().now())
+        bundle = TrustBundle(
+            root=self.root.public_key,
+            version=1,
+            name="local trial",
+            issued_at=now,
+            expires_at=now + YEAR_S,
+            keyservice=_policy("local-keyservice", measurement, configuration, None),
+            accept_simulation=True,
+            simulation_keys=(self.platform_key.public_key,),
+            accept_rollback_unsafe=True,
+        )
+        (self.folder / "bundle.cbor").write_bytes(bundle.sign(self.root))
+
+    # --- running ---
+
+    def start(self) -> Profile:
+        """Prepare, start KeyService and gateway, and wait until both answer; returns the clients' profile.
+
+        :raises Unavailable: ``service-not-started``, naming its log.
+        """
+        self.prepare()
+        keyservice = self.start_keyservice()
+        gateway = self.start_gateway(self.keyservice_address or keyservice)
+        return self.write_profile(self.keyservice_address or keyservice, gateway)
+
+    def start_keyservice(self) -> str:
+        """Returns its address."""
+        address = self.folder / "keyservice" / "address"
+        arguments = [*self._keyservice_arguments(), "--bundle", str(self.folder / "bundle.cbor")]
+        self._spawn("keyservice", ["keyservice", "run", *arguments, "--listen", self.keyservice_listen], address)
+        return self._wait("keyservice", address)
+
+    def start_gateway(self, keyservice: str) -> str:
+        """Returns its address."""
+        configuration = self.folder / "gateway.toml"
+        configuration.write_text(self._gateway_configuration(keyservice))
+        state = self.folder / "gateway"
+        state.mkdir(exist_ok=True)
+        address = state / "gateway.address"
+        arguments = ["--config", str(configuration), "--state", str(state), "--listen", self.gateway_listen]
+        self._spawn("gateway", ["gateway", *arguments], address)
+        return self._wait("gateway", address)
+
+    def write_profile(self, keyservice: str, gateway: str) -> Profile:
+        """The clients' folder, pinned to the bundle's root."""
+        self.home.mkdir(exist_ok=True, mode=0o700)
+        profile = Profile(
+            home=self.home,
+            keyservice=keyservice,
+            gateway=gateway,
+            store=str(self.store.resolve()),
+            bundle=str((self.folder / "bundle.cbor").resolve()),
+            bundle_root=self.root.public_key,
+        )
+        save_profile(profile)
+        return profile
+
+    def runtime_command(self, keyservice: str) -> list[str]:
+        """The command line of a runtime, but for where it listens."""
+        options = self.runtime_options()
+        return [
+            *(*COMMAND, "runtime"),
+            *("--keyservice", keyservice),
+            *("--bundle", str((self.folder / "bundle.cbor").resolve())),
+            *("--bundle-root", options.bundle_root.hex()),
+            *("--store", str(self.store.resolve())),
+            *("--simulation-key", str((self.folder / "simulation.key").resolve())),
+            *("--isolation", options.isolation.value),
+            *("--concurrency", str(options.concurrency)),
+            *("--memory-mb", str(options.memory_mb)),
+        ]
+
+    def stop(self) -> None:
+        """Stop everything that was started here, gateway first, which stops its instances."""
+        for name in ("gateway", "keyservice"):
+            self.stop_service(name)
+
+    def stop_service(self, name: str, *, kill: bool = False) -> None:
+        """Stop one service: SIGTERM, and SIGKILL when it takes too long, or at once."""
+        process = self.processes.pop(name, None)
+        if process is None:
+            return
+        process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def failed(self) -> str | None:
+        """The name of a service that ended by itself."""
+        return next((name for name, process in self.processes.items() if process.poll() is not None), None)
+
+    def _keyservice_arguments(self) -> list[str]:
+        return [
+            *("--state", str(self.folder / "keyservice")),
+            *("--simulation-key", str(self.folder / "simulation.key")),
+            *("--configuration", str(self.folder / "keyservice.toml")),
+        ]
+
+    def _gateway_configuration(self, keyservice: str) -> str:
+        command = ", ".join(json.dumps(word) for word in self.runtime_command(keyservice))
+        return "\n".join(
+            [
+                "[platform]",
+                'kind = "local"',
+                f"command = [{command}]",
+                "",
+                "[store]",
+                f"url = {json.dumps(str(self.store.resolve()))}",
+                "",
+                "[pool]",
+                f'packer = "{self.packer}"',
+                f"max_instances = {self.instances}",
+                f"memory_mb = {self.memory_mb}",
+                f"concurrency = {self.runtime_options().concurrency}",
+                f"keep_alive_s = {self.keep_alive_s}",
+                "",
+            ]
+        )
+
+    def _run(self, *arguments: str) -> str:
+        done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode != 0:
+            raise Unavailable("service-not-started", f"`cloister {arguments[0]} {arguments[1]}` failed: {done.stderr}")
+        return done.stdout
+
+    def _spawn(self, name: str, arguments: Sequence[str], address: Path) -> None:
+        address.unlink(missing_ok=True)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(  # noqa: S603
+                [*COMMAND, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
+
+    def _wait(self, name: str, address: Path, timeout_s: float = 60.0) -> str:
+        clock = SystemClock()
+        client = HttpClient(clock)
+        end = clock.monotonic() + timeout_s
+        try:
+            while clock.monotonic() < end and self.processes[name].poll() is None:
+                if address.exists() and (origin := address.read_text("ascii").strip()):
+                    try:
+                        if client.request("GET", origin, "/healthz", deadline_s=5.0).status == 200:
+                            return origin
+                    except CloisterError:
+                        pass
+                time.sleep(_POLL_S)
+        finally:
+            client.close()
+        log = self.folder / f"{name}.log"
+        tail = log.read_text("utf-8", "replace").splitlines()[-1:] if log.exists() else []
+        raise Unavailable("service-not-started", f"the {name} did not start: {' '.join(tail)}", hint=f"See {log}.")
+
+
+def _key(path: Path) -> SigningKey:
+    """A key kept as 64 hexadecimal digits; made when it is not there."""
+    if not path.exists():
+        write_private(path, (SigningKey.generate().seed().reveal().hex() + "\n").encode())
+    return SigningKey.from_seed(SecretBytes(bytes.fromhex(read_private(path).decode("ascii").strip())))
+
+
+def _policy(name: str, measurement: bytes, configuration: bytes, isolation: tuple[str, ...] | None) -> Policy:
+    rule = Rule.of(
+        name,
+        TeeType.SIMULATION,
+        {
+            "measurement": [measurement],
+            "minimum_security_version": 0,
+            "maximum_age_s": _MAX_AGE_S,
+            "configuration": [configuration],
+            "isolation": "any-isolation" if isolation is None else [i for i in ISOLATION_LEVELS if i in isolation],
+        },
+    )
+    return Policy((rule,))
