@@ -14,8 +14,8 @@ from cloister.base.secret import SecretBytes
 from cloister.client.identity import Identity
 from cloister.client.keyring import Keyring
 from cloister.crypto.sign import SigningKey
+from cloister.log.receipt import check_statement_receipt
 from cloister.wire import calls
-from cloister.wire.calls import LogHead
 from cloister.wire.statements import Body, DefinePolicy, Query, Register, Statement, sign_query, sign_statement
 
 LIFETIME_S: Final = 300
@@ -39,17 +39,19 @@ class Account:
         signer: SigningKey | None = None,
         sequence: int | None = None,
     ) -> dict[str, Any]:
-        """Make one statement; returns its acknowledgement after it is durable.
+        """Make one statement; returns its acknowledgement after it is durable and its receipt was checked.
 
         :param subject: for whom, when another identity delegated to this one.
         :param signer: the recovery key, where that one speaks.
         :raises CloisterError: whatever the KeyService answered. After ``Unavailable`` ``no-answer`` the statement may
             have been applied: say it again, the KeyService applies the later one.
         """
-        keyservice = self.link.attested().description.keyservice
-        number = sequence or self.keyring.next_sequence(keyservice, self.clock.now())
+        description = self.link.attested().description
+        number = sequence or self.keyring.next_sequence(description.keyservice, self.clock.now())
+        sent = b""
 
         def signed(attested: AttestedKeyService) -> bytes:
+            nonlocal sent
             statement = Statement(
                 keyservice=attested.description.keyservice,
                 issuer=self.identity.id,
@@ -59,10 +61,12 @@ class Account:
                 lifetime=LIFETIME_S,
                 body=body,
             )
-            return sign_statement(statement, signer or self.identity.key)
+            sent = sign_statement(statement, signer or self.identity.key)
+            return sent
 
         acknowledged: dict[str, Any] = self.link.call(calls.STATEMENT, signed, keys)
-        self.link.saw(keyservice, LogHead.read(acknowledged["head"]))
+        receipt = check_statement_receipt(acknowledged, sent, description.log_key)
+        self.link.saw(description.keyservice, receipt.head)
         return acknowledged
 
     def ask(self, kind: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -100,10 +104,11 @@ class Account:
         return True
 
     def define_policy(self, policy: Policy) -> bytes:
-        """Make a policy known; returns its digest. Saying it twice does no harm."""
+        """Make a policy known, unless it is; returns its digest."""
         try:
-            self.say(DefinePolicy(policy.encode()))
+            self.ask("policy", {"digest": policy.digest})
         except Refused as error:
-            if error.code != "policy-known":
+            if error.code != "policy-unknown":
                 raise
+            self.say(DefinePolicy(policy.encode()))
         return policy.digest
