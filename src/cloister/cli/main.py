@@ -20,6 +20,7 @@ from cloister.cli.output import Output, show_error
 # command -> (module, one line for `cloister --help`)
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "up": ("cloister.cli.up", "run everything on this machine, in a simulated TEE"),
+    "demo": ("cloister.cli.demo", "the main job on real data, and what the cloud tries in vain"),
     "identity": ("cloister.cli.identity", "make, show, rotate the keys with which an owner or user speaks"),
     "model": ("cloister.cli.model", "pack, publish, list, rotate and retire models"),
     "grant": ("cloister.cli.grant", "let a user use one of your models"),

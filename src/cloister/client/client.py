@@ -125,7 +125,7 @@ class Client(Ownership, Usage):
         def once(now: float) -> Outputs:
             sealed = seal_inference(self.keys.key(target), self.account.identity, inputs, outputs, now)
             consented = self.keys.consented(target)
-            return open_inference(sealed, self._send(sealed, deadline_s), consented.manifest_digest)
+            return open_inference(sealed, self.exchange(sealed, deadline_s), consented.manifest_digest)
 
         return self._until(deadline_s, target, once)
 
@@ -138,7 +138,7 @@ class Client(Ownership, Usage):
 
             key, path = self.keys.key(target), f"/v2/models/{target.name}"
             sealed = seal_http(key, self.account.identity, now, method="GET", path=path)
-            value = json.loads(bytes(open_http(sealed, self._send(sealed, deadline_s)).content))
+            value = json.loads(bytes(open_http(sealed, self.exchange(sealed, deadline_s)).content))
             if not isinstance(value, dict):
                 raise InvalidInput("oip-malformed", "the model's metadata is not an object")
             return value
@@ -163,7 +163,8 @@ class Client(Ownership, Usage):
         self.keys.forget(target)
         return explain.refusal(self.account, target)
 
-    def _send(self, sealed: SealedInference, deadline_s: float) -> bytes:
+    def exchange(self, sealed: SealedInference, deadline_s: float) -> bytes:
+        """Send one sealed request as it is, once; returns the sealed answer."""
         return content_of(
             self._http.request(
                 "POST",

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -52,6 +52,7 @@ class LocalCloud:
 
     :param keyservice_listen: and ``gateway_listen``: ``HOST:PORT``; port 0 takes a free one.
     :param instances: how many runtimes at most. :param keep_alive_s: an idle one is stopped after this.
+    :param keyservice_settings: further settings of the KeyService, all of them measured.
     :param keyservice_address: what clients and runtimes use instead of the real one (a wiretap).
     """
 
@@ -65,6 +66,7 @@ class LocalCloud:
     keep_alive_s: float = 60.0
     packer: str = "adaptive"
     keyservice_address: str = ""
+    keyservice_settings: Mapping[str, int] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     # --- what lies where ---
@@ -130,6 +132,7 @@ class LocalCloud:
                 f'bundle_root = "{root.hex()}"',
                 "bundle_version = 1",
                 f'simulation_keys = ["{platform.hex()}"]',
+                *(f"{name} = {value}" for name, value in self.keyservice_settings.items()),
             ]
             configuration.write_text("\n".join(lines) + "\n")
         bundle = self.folder / "bundle.cbor"

@@ -31,6 +31,12 @@ class Wiretap:
         self._writers: set[asyncio.StreamWriter] = set()
         self.port = 0
 
+    @classmethod
+    def before(cls, origin: str) -> Wiretap:
+        """In front of ``http://host:port``."""
+        host, _, port = origin.removeprefix("http://").rpartition(":")
+        return cls(host.strip("[]"), int(port))
+
     @property
     def address(self) -> str:
         """Where to connect instead."""

@@ -1,0 +1,71 @@
+"""Act three: search everything that the cloud held for plaintext."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from cloister.testing.demonstration.report import Report
+from cloister.testing.demonstration.serving import Secrets
+from cloister.testing.demonstration.stage import Stage
+
+_NEEDLE: Final = 16  # bytes: four floats; by chance it does not occur
+_SAMPLES: Final = 48  # places taken of each secret
+
+
+def search(stage: Stage, report: Report, secrets: Secrets) -> None:
+    """Store, state, logs and both wires, for samples of every input, output and weight, raw and in base64."""
+    held = dict(_held(stage))
+    total = sum(map(len, held.values()))
+    # A search that finds nothing must be able to find: what is public is there.
+    model = stage.alice.own_model("breast-cancer")
+    found_public = str(model).encode() in held["wire between users and gateway"]
+    report.add(
+        "search", "the search works: the public model id is found", holds=found_public, found=f"in {total:,} bytes"
+    )
+    for kind, values in (("inputs", secrets.inputs), ("outputs", secrets.outputs), ("weights", secrets.weights)):
+        needles = {form for value in values for needle in _samples(value) for form in _forms(needle)}
+        where = sorted({name for name, data in held.items() for needle in needles if needle in data})
+        report.add(
+            "search",
+            f"no plaintext of {kind} in what the cloud held",
+            holds=not where and len(needles) > 0,
+            found=", ".join(where) or f"none of {len(needles):,} samples in {total / 2**20:,.0f} MiB",
+        )
+    report.facts["searched"] = {name: len(data) for name, data in held.items()}
+
+
+def _held(stage: Stage) -> Iterator[tuple[str, bytes]]:
+    """Everything outside the TEEs and the people's own folders."""
+    yield "wire to the KeyService", stage.keyservice_wire.recorded()
+    yield "wire between users and gateway", stage.gateway_wire.recorded()
+    folder = stage.cloud.folder
+    for name in ("store", "keyservice", "gateway"):
+        yield f"folder {name}", b"".join(_files(folder / name))
+    yield "logs", b"".join(path.read_bytes() for path in stage.cloud.log_files)
+
+
+def _files(folder: Path) -> Iterator[bytes]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.read_bytes()
+
+
+def _samples(secret: bytes) -> Iterable[bytes]:
+    """Windows that are not mostly one byte: those prove nothing."""
+    last = max(0, len(secret) - _NEEDLE)
+    for start in np.linspace(0, last, num=min(_SAMPLES, last + 1), dtype=int):
+        window = secret[start : start + _NEEDLE]
+        if len(window) == _NEEDLE and len(set(window)) >= _NEEDLE // 2:
+            yield window
+
+
+def _forms(needle: bytes) -> Iterable[bytes]:
+    """Raw; and the middle of its base64, whatever stands before it (three alignments)."""
+    yield needle
+    for shift in range(3):
+        yield base64.b64encode(bytes(shift) + needle)[4:-4]
