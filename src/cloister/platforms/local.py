@@ -1,15 +1,15 @@
 """Instances as child processes of this machine: the embedded default.
 
-Each instance listens on a Unix socket of its own and is written down in ``instances/<id>.json``; a new driver on the
-same folder finds those that still run (same process id *and* start time) and takes them over. Deaths are seen through
-pidfds, of adopted processes too.
+Each instance listens on a Unix socket of its own and is written down in ``instances/<id>.json`` before it is started; a
+new driver on the same folder finds those that still run (same process id *and* start time, or by their socket when the
+driver before was killed in between) and takes them over. Deaths are seen through pidfds, of adopted processes too.
+A folder belongs to one driver at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -21,9 +21,12 @@ from typing import Final
 
 from cloister.base.errors import Unavailable
 from cloister.platforms.port import Event, Gone, Ready, Running
+from cloister.platforms.records import Book, Entry, start_time
 
 HOST: Final = "localhost"
-_POLL_S: Final = 0.01  # how often a starting instance is asked; its socket appears after tens of milliseconds
+POLL_S: Final = 0.01  # how often a starting instance is asked; its socket appears after tens of milliseconds
+SLOW_POLL_S: Final = 0.1  # once it has taken longer than a start should
+PATIENCE_S: Final = 5.0
 _READY: Final = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -61,8 +64,7 @@ class LocalPlatform:
         start_timeout_s: float = 60.0,
         stop_grace_s: float = 20.0,
     ) -> None:
-        self._records = folder / "instances"
-        self._logs = folder / "logs"
+        self._book = Book(folder)
         self._command = tuple(command)
         self._environment = dict(os.environ if environment is None else environment)
         self._start_timeout_s = start_timeout_s
@@ -73,33 +75,41 @@ class LocalPlatform:
         self._opened = False
 
     async def open(self) -> None:
-        """Make the folders and take over what still runs."""
+        """Make the folders and take over what still runs.
+
+        :raises Unavailable: ``platform-in-use`` when another driver has this folder; ``platform-unavailable``.
+        """
         if self._opened:
             return
+        self._book.open()
         self._opened = True
-        for folder in (self._records, self._logs):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for record in sorted(self._records.glob("*.json")):
-            self._adopt(record)
+        for entry in self._book.entries():
+            self._adopt(entry)
 
     async def start(self, instance: str, group: str) -> None:
         """See the port."""
         await self.open()
         if instance in self._processes:
             return
-        socket = Path(tempfile.mkdtemp(prefix="cloister-")) / "s"  # short: a socket's path has at most 107 bytes
+        entry = None
+        child = None
         try:
+            socket = Path(tempfile.mkdtemp(prefix="cloister-")) / "s"  # short: a socket's path has at most 107 bytes
+            entry = Entry(instance, group, socket)
+            self._book.write(entry)
             child = self._launch(instance, socket)
             pidfd = os.pidfd_open(child.pid)
+            self._book.write(Entry(instance, group, socket, child.pid, start_time(child.pid)))
         except OSError as error:
-            socket.parent.rmdir()
+            if child is not None:
+                child.kill()
+                child.wait()
+            if entry is not None:
+                self._book.forget(entry.instance, entry.socket)
             raise Unavailable(
                 "platform-unavailable", f"cannot start a runtime: {error.strerror}", retry_after=1.0
             ) from error
-        process = _Process(instance, group, child.pid, pidfd, socket, child)
-        record = {"pid": child.pid, "started": _start_time(child.pid), "group": group, "socket": str(socket)}
-        (self._records / f"{instance}.json").write_text(json.dumps(record))
-        self._watch(process)
+        self._watch(_Process(instance, group, child.pid, pidfd, socket, child))
 
     async def stop(self, instance: str) -> None:
         """See the port."""
@@ -134,6 +144,8 @@ class LocalPlatform:
             if process.child is not None:
                 process.child.returncode = process.child.poll() or 0  # it goes on without us
         self._processes.clear()
+        self._book.close()
+        self._opened = False
 
     async def stop_all(self) -> None:
         """Stop every instance and wait until they are gone."""
@@ -144,10 +156,14 @@ class LocalPlatform:
         for process in processes:
             await process.gone.wait()
 
+    def reconfigure(self, command: Sequence[str]) -> None:
+        """Another command line, for instances started from now on."""
+        self._command = tuple(command)
+
     # --- a process's life ---
 
     def _launch(self, instance: str, socket: Path) -> subprocess.Popen[bytes]:
-        with (self._logs / f"{instance}.log").open("ab") as log:
+        with self._book.log(instance).open("ab") as log:
             return subprocess.Popen(  # noqa: S603  # the operator's own command
                 [*self._command, "--listen", f"unix:{socket}"],
                 stdin=subprocess.DEVNULL,
@@ -164,16 +180,18 @@ class LocalPlatform:
 
     async def _wait_ready(self, process: _Process) -> None:
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._start_timeout_s
+        began = loop.time()
         while process.instance in self._processes and not process.stopping:
-            if await _answers(process.socket):
+            if await _answers(process.socket) and process.instance in self._processes:
                 process.ready = True
                 self._events.put_nowait(Ready(process.instance, process.group, process.address, HOST))
                 return
-            if loop.time() > end:
-                _signal(process.pidfd, signal.SIGKILL)
+            waited = loop.time() - began
+            if waited > self._start_timeout_s:
+                if process.instance in self._processes:
+                    _signal(process.pidfd, signal.SIGKILL)
                 return
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(POLL_S if waited < PATIENCE_S else SLOW_POLL_S)
 
     async def _kill_later(self, process: _Process) -> None:
         await asyncio.sleep(self._stop_grace_s)
@@ -184,30 +202,27 @@ class LocalPlatform:
         asyncio.get_running_loop().remove_reader(process.pidfd)
         os.close(process.pidfd)
         self._processes.pop(process.instance, None)
-        status = process.child.wait() if process.child is not None else None
-        (self._records / f"{process.instance}.json").unlink(missing_ok=True)
-        process.socket.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            process.socket.parent.rmdir()
-        asked = "stopped" if process.stopping else f"died; see {self._logs / (process.instance + '.log')}"
+        status = process.child.wait() if process.child is not None else _reap(process.pid)
+        self._book.forget(process.instance, process.socket, keep_log=not process.stopping)
+        asked = "stopped" if process.stopping else f"died; see {self._book.log(process.instance)}"
         process.gone.set()
         reason = asked if status in (None, 0) else f"{asked} (status {status})"
         self._events.put_nowait(Gone(process.instance, reason))
 
-    def _adopt(self, record: Path) -> None:
-        try:
-            entry = json.loads(record.read_text())
-            pid, started = int(entry["pid"]), int(entry["started"])
-            group, socket = str(entry["group"]), Path(entry["socket"])
-            pidfd = os.pidfd_open(pid)
-        except (OSError, ValueError, KeyError, TypeError):
-            record.unlink(missing_ok=True)
+    def _adopt(self, entry: Entry) -> None:
+        found = self._book.locate(entry)
+        pidfd = -1
+        if found is not None:
+            with contextlib.suppress(OSError):
+                pidfd = os.pidfd_open(found.pid)
+        if found is None or pidfd < 0 or start_time(found.pid) != found.started:  # gone, or its id is another's now
+            if pidfd >= 0:
+                os.close(pidfd)
+            self._book.forget(entry.instance, entry.socket)
             return
-        if _start_time(pid) != started:  # the id was given to another process
-            os.close(pidfd)
-            record.unlink(missing_ok=True)
-            return
-        self._watch(_Process(record.stem, group, pid, pidfd, socket, None))
+        if found != entry:
+            self._book.write(found)
+        self._watch(_Process(found.instance, found.group, found.pid, pidfd, found.socket, None))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -220,12 +235,13 @@ def _signal(pidfd: int, number: signal.Signals) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
-def _start_time(pid: int) -> int:
-    """In clock ticks since boot: with the id, names a process for good. -1 when it is gone."""
+def _reap(pid: int) -> int | None:
+    """Status of an adopted process, if it is a child of ours (of an earlier driver in this process)."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return -1
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return os.waitstatus_to_exitcode(status) if found else None
 
 
 async def _answers(socket: Path) -> bool:
@@ -237,7 +253,7 @@ async def _answers(socket: Path) -> bool:
     try:
         writer.write(_READY)
         head = await asyncio.wait_for(reader.readline(), 5.0)
-    except (OSError, TimeoutError):
+    except (OSError, ValueError, TimeoutError):
         return False
     finally:
         writer.close()
