@@ -271,16 +271,21 @@ def stacks(rounds: int, seconds: float) -> dict[str, Any]:
 
 
 async def _timed(calls: dict[str, Callable[[], Awaitable[object]]], rounds: int, count: int) -> dict[str, Any]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             for _ in range(count):
                 await call()
             if turn:
-                times[name].append((time.perf_counter() - start) / count * 1e6)
+                spent = time.perf_counter() - start, time.process_time() - cpu
+                times[name].append((spent[0] / count * 1e6, spent[1] / count * 1e6))
     return {
-        name: {"us": round(statistics.median(values), 1), "spread": [round(min(values), 1), round(max(values), 1)]}
+        name: {
+            "us": round(statistics.median(wall for wall, _ in values), 1),
+            "spread": [round(min(values)[0], 1), round(max(values)[0], 1)],
+            "cpu us of this process": round(statistics.median(cpu for _, cpu in values), 1),
+        }
         for name, values in times.items()
     }
 

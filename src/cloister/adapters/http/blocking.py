@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -37,6 +38,7 @@ from cloister.base.errors import InvalidInput, Unavailable
 if TYPE_CHECKING:
     import ssl
 
+_TIMEVAL: Final = struct.Struct("@ll")
 _MAX_VECTOR: Final = 64  # buffers in one sendmsg
 _FIRST_GUESS: Final = 64 * 1024  # of an answer without a length
 
@@ -46,6 +48,9 @@ class _Socket:
 
     def __init__(self, sock: socket.socket, origin: Origin, clock: Clock) -> None:
         self._sock = sock
+        self._tls = hasattr(sock, "cipher")
+        if not self._tls:
+            sock.settimeout(None)  # the kernel keeps the time: one call then sends a whole body
         self._origin = origin
         self._clock = clock
         self._scratch = memoryview(bytearray(SCRATCH))
@@ -54,23 +59,25 @@ class _Socket:
         self.used = False
         self.pending = b""
 
-    def arm(self) -> None:
-        """Allow the next operation what is left until the deadline.
+    def arm(self, option: int) -> None:
+        """Allow the next operation (SO_SNDTIMEO or SO_RCVTIMEO) what is left until the deadline.
 
         :raises Unavailable: ``deadline-exceeded``.
         """
         left = self.until - self._clock.monotonic()
         if left <= 0:
             raise deadline_exceeded(self._origin)
-        self._sock.settimeout(left)
+        if self._tls:
+            self._sock.settimeout(left)
+        else:
+            self._sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(int(left), max(1, int(left % 1 * 1e6))))
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Send all of ``buffers``, without joining them."""
         views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
-        vector = hasattr(self._sock, "sendmsg") and not hasattr(self._sock, "cipher")
         while views:
-            self.arm()
-            sent = self._sock.sendmsg(views[:_MAX_VECTOR]) if vector else self._sock.send(views[0])
+            self.arm(socket.SO_SNDTIMEO)
+            sent = self._sock.send(views[0]) if self._tls else self._sock.sendmsg(views[:_MAX_VECTOR])
             while views and sent >= len(views[0]):
                 sent -= len(views[0])
                 del views[0]
@@ -79,7 +86,7 @@ class _Socket:
 
     def receive(self, area: memoryview) -> int:
         """Read into ``area``; 0 at the end of the stream."""
-        self.arm()
+        self.arm(socket.SO_RCVTIMEO)
         return self._sock.recv_into(area)
 
     def receive_more(self) -> bool:
@@ -91,8 +98,11 @@ class _Socket:
     def stale(self) -> bool:
         """Whether an idle connection was closed by the other side, or has something unasked to say."""
         try:
-            self._sock.setblocking(False)
-            self._sock.recv(1, socket.MSG_PEEK) if not hasattr(self._sock, "cipher") else self._sock.recv(1)
+            if self._tls:
+                self._sock.setblocking(False)
+                self._sock.recv(1)
+            else:
+                self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -248,7 +258,7 @@ class HttpClient:
                     return head
                 if not connection.receive_more():
                     raise truncated(origin) if connection.pending else NoAnswerError(sent=True)
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise deadline_exceeded(origin) from error
         except OSError as error:
             raise (truncated(origin) if connection.pending else NoAnswerError(sent=True)) from error
@@ -366,7 +376,7 @@ class BlockingAnswer:
                     self._end()
         except InvalidInput as error:
             raise bad_answer(self._origin, error) from error
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise deadline_exceeded(self._origin) from error
         except OSError as error:
             raise truncated(self._origin) from error
