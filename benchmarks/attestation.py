@@ -2,8 +2,8 @@
 
     python benchmarks/attestation.py [--evidence DIR] [--rounds N] [--json]
 
-Without recorded evidence (DIR, or CLOISTER_EVIDENCE_DIR) SEV-SNP, Nitro and simulation still run, on evidence made here
-under a throw-away root. Its AMD keys are RSA-2048 where AMD's are RSA-4096; every row says which it is. The rows are
+Without recorded evidence (DIR, or CLOISTER_EVIDENCE_DIR) every TEE still runs, on evidence made here under a throw-away
+root. Its AMD keys are RSA-2048 where AMD's are RSA-4096; every row says which it is. The rows are
 interleaved, one verification each in turn, so a busy machine slows all of them alike.
 """
 
@@ -24,6 +24,7 @@ from cloister.attest.types import Collateral, Evidence, TeeType
 from cloister.attest.verify import verify
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
+from cloister.testing.evidence_dcap import SyntheticIntel
 from cloister.testing.evidence_nitro import NitroAuthority
 from cloister.testing.evidence_snp import NOW, SnpAuthority
 
@@ -56,6 +57,12 @@ def synthetic() -> Iterator[Row]:
         evidence, collateral = amd.evidence(product, signer, version=5, crl=amd.crl(product))
         label = f"sev-snp synthetic {product} {signer.label} with CRL"
         yield label, evidence, collateral, amd.anchors(product), NOW
+    for label, intel in (
+        ("sgx synthetic v3", SyntheticIntel.sgx()),
+        ("tdx synthetic v4", SyntheticIntel.tdx(4)),
+        ("tdx synthetic v5, TD report 1.5", SyntheticIntel.tdx(5)),
+    ):
+        yield label, intel.evidence(), intel.collateral(), intel.anchors(), NOW
     yield "nitro synthetic", aws.evidence(), Collateral(), aws.anchors(), NOW
     key = SigningKey.from_seed(SecretBytes(bytes(32)))
     token = SimulatedToken(
