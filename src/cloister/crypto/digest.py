@@ -51,6 +51,7 @@ class Context(StrEnum):
     STORE_RECORD = "cloister/v1/store-record"
     SEALED_STATE = "cloister/v1/sealed-state"
     SIMULATED_EVIDENCE = "cloister/v1/insecure-simulation-evidence"
+    TEE_SEALING = "cloister/v1/tee-sealing"
     SIMULATED_SEALING = "cloister/v1/insecure-simulation-sealing"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,13 +36,16 @@ class FakeGramine:
     attestation_type: bytes = b"dcap"
     taken: int | None = None
     user_report_data: bytes = bytes(64)
+    sealing_key: bytes = b"mrenclave's key!"
 
     def exists(self, path: str) -> bool:
-        return path in ("attestation_type", "user_report_data", "quote")
+        return path in ("attestation_type", "user_report_data", "quote", "keys/_sgx_mrenclave")
 
     def read(self, path: str, *, limit: int = 65536) -> bytes:
         if path == "attestation_type":
             return self.attestation_type
+        if path == "keys/_sgx_mrenclave":
+            return self.sealing_key
         if path != "quote":
             raise _gone(path)
         quote = self.produce(self.user_report_data)
@@ -149,6 +153,41 @@ class FakeConfigfsTsm:
 
     def remove_directory(self, path: str) -> None:
         self.entries.pop(path, None)
+
+
+_GUEST_REQUEST = struct.Struct("=B7xQQQ")
+_DERIVE = struct.Struct("=IIQIIQ")
+SNP_GET_DERIVED_KEY = 0xC0205301
+
+
+@dataclass
+class FakeSevGuest:
+    """The kernel's and the firmware's side of ``SNP_GET_DERIVED_KEY`` on ``/dev/sev-guest``.
+
+    :param chip: the chip's secret; ``measurement`` and ``policy`` are the guest's.
+    :param status: of the firmware; other than 0 it gives no key.
+    """
+
+    chip: bytes = b"chip"
+    measurement: bytes = b"m" * 48
+    policy: int = 0x30000
+    privilege_level: int = 0
+    status: int = 0
+
+    def __call__(self, _descriptor: int, request: int, argument: bytearray) -> int:
+        if request != SNP_GET_DERIVED_KEY or len(argument) != _GUEST_REQUEST.size:
+            raise OSError(errno.ENOTTY, "Inappropriate ioctl for device")
+        version, question_at, answer_at, _ = _GUEST_REQUEST.unpack(argument)
+        root, reserved, fields, level, svn, tcb = _DERIVE.unpack(ctypes.string_at(question_at, _DERIVE.size))
+        if version != 1 or root or reserved or fields & ~0x3F or level < self.privilege_level:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        parts = [self.chip, bytes([level]), fields.to_bytes(8, "little")]
+        parts += [self.policy.to_bytes(8, "little")] if fields & 1 else []
+        parts += [self.measurement] if fields & 8 else []
+        parts += [svn.to_bytes(4, "little"), tcb.to_bytes(8, "little")]
+        key = hashlib.sha256(b"".join(parts)).digest() if not self.status else bytes(32)
+        ctypes.memmove(answer_at, self.status.to_bytes(4, "little") + bytes(28) + key, 64)
+        return 0
 
 
 _RAW = struct.Struct("=QQQQ")

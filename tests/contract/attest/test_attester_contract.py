@@ -12,6 +12,7 @@ import pytest
 from cloister.adapters.tee.configfs_tsm import ConfigfsTsmAttester
 from cloister.adapters.tee.gramine import GramineAttester
 from cloister.adapters.tee.nitro import NitroAttester
+from cloister.adapters.tee.sealing import gramine_sealer, snp_sealer
 from cloister.adapters.tee.simulation import SimulatedAttester
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.types import Attester, Collateral, Sealer
@@ -19,7 +20,7 @@ from cloister.attest.verify import verify
 from cloister.base.errors import InvalidInput, Tampered
 from cloister.crypto.sign import SigningKey
 from cloister.testing.clock import FakeClock
-from cloister.testing.devices import FakeConfigfsTsm, FakeGramine, FakeNsm
+from cloister.testing.devices import FakeConfigfsTsm, FakeGramine, FakeNsm, FakeSevGuest
 from cloister.testing.evidence_dcap import SyntheticIntel
 from cloister.testing.evidence_nitro import NitroAuthority
 from cloister.testing.evidence_snp import SnpAuthority
@@ -105,7 +106,15 @@ def test_report_data_of_another_length_is_an_error(offered: Offered) -> None:
             offered.attester.evidence(bytes(length))
 
 
-@pytest.fixture(params=[lambda: simulated_tee("code").sealer()])
+def sealer_of_gramine() -> Sealer:
+    return gramine_sealer(b"c" * 32, FakeGramine(lambda _data: b""))
+
+
+def sealer_of_snp() -> Sealer:
+    return snp_sealer(b"c" * 32, device=Path(os.devnull), ioctl=FakeSevGuest())
+
+
+@pytest.fixture(params=[lambda: simulated_tee("code").sealer(), sealer_of_gramine, sealer_of_snp])
 def sealer(request: pytest.FixtureRequest) -> Sealer:
     made: Sealer = request.param()
     return made
