@@ -26,6 +26,7 @@ _STAND_INS: Final = Path(__file__).parent / "stand_in"
 _PROVIDERS: Final = ["CPUExecutionProvider"]
 _BFLOAT16: Final = 16  # TensorProto.DataType
 _SILENT: Final = 4
+BLOCKED_LAYOUT: Final = ["NchwcTransformer"]
 
 
 class OnnxEngine:
@@ -57,7 +58,9 @@ class OnnxEngine:
             given = [(tensor.name, value) for tensor, value in values if not (parts.tuned and is_lent(tensor.file))]
             if given:
                 options.add_external_initializers([name for name, _ in given], [value for _, value in given])
-            session = ort.InferenceSession(bytes(parts.graph), options, providers=_PROVIDERS)
+            session = ort.InferenceSession(
+                bytes(parts.graph), options, providers=_PROVIDERS, disabled_optimizers=withheld_optimizers(checked)
+            )
         except Exception as error:  # noqa: BLE001  # its text names nodes of the decrypted model: none of it goes on
             raise _load_error(error) from None
         session._model_bytes = None  # would keep the plaintext model alive as long as the session
@@ -127,6 +130,11 @@ class OnnxSession:
         """See :meth:`cloister.engines.port.Session.close`."""
         self._session = None
         self._borrowed = []
+
+
+def withheld_optimizers(checked: CheckedGraph) -> list[str] | None:
+    """Optimisers that must not touch this graph."""
+    return None if checked.windows_fit else BLOCKED_LAYOUT
 
 
 def is_lent(file: str) -> bool:

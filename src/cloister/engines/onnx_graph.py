@@ -14,6 +14,7 @@ from typing import Final
 from cloister.base.errors import InvalidInput
 from cloister.base.limits import MAX_GRAPH_BYTES, MAX_GRAPH_NODES, MAX_MODEL_BYTES, MAX_RANK, MAX_TENSORS, MIB
 from cloister.engines import onnx_operators as ops
+from cloister.engines.onnx_pooling import windows_fit
 from cloister.engines.onnx_schema import ATTRIBUTE_TYPES, DATATYPES, SCHEMA
 from cloister.engines.port import Buffer, TensorSpec
 from cloister.engines.protobuf import Budget, Message, Packed, malformed, read
@@ -55,13 +56,18 @@ class ExternalTensor:
 
 @dataclass(frozen=True, slots=True)
 class CheckedGraph:
-    """What the check learnt. ``tuned`` says that operators bound to a CPU's layout occur."""
+    """What the check learnt.
+
+    :param tuned: operators bound to a CPU's layout occur.
+    :param windows_fit: every pooling window is known to fit, so the blocked layout is safe (``onnx_pooling.py``).
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     external: tuple[ExternalTensor, ...]
     nodes: int
     tuned: bool
+    windows_fit: bool
 
 
 def check(graph: Buffer, *, explain: bool = False) -> CheckedGraph:
@@ -85,6 +91,7 @@ class _Check:
         self._nodes = 0
         self._weights = 0  # bytes of inline weights
         self._tuned = False
+        self._inner_pool = False  # pooling inside a subgraph, where shapes are not followed
         self._opsets: dict[str, int] = {}
 
     def model(self, model: Message, size: int) -> CheckedGraph:
@@ -108,7 +115,11 @@ class _Check:
                 raise malformed(f"it has {len(values)} {what}, not 1 to {MAX_TENSORS}")
             if len({value.name for value in values}) != len(values):
                 raise malformed(f"two of its {what} have the same name")
-        return CheckedGraph(inputs, outputs, tuple(external), self._nodes, self._tuned)
+        constant_shapes = {t["name"]: _shape(t.get("dims")) for t in graph.get("initializer", ())}
+        fit = windows_fit(graph, inputs, constant_shapes) and not self._inner_pool
+        if self._tuned and not fit:
+            raise malformed("it is tuned, but its pooling windows may not fit")
+        return CheckedGraph(inputs, outputs, tuple(external), self._nodes, self._tuned, fit)
 
     def _refused(self, code: str, what: str, name: str) -> InvalidInput:
         return InvalidInput(code, f"{what}: {name[:100]!r}" if self._explain else what)
@@ -174,6 +185,8 @@ class _Check:
                 raise malformed("an attribute has no name of its own")
             seen.add(name)
             self._attribute(attribute, subgraph=name in graphs, depth=depth)
+        if depth and operator in ("MaxPool", "AveragePool"):
+            self._inner_pool = True
         if domain == ops.NCHWC:
             self._tuned = True
             if operator == "Conv":
@@ -249,7 +262,7 @@ class _Check:
             ends[tensor.file] = (tensor.offset, tensor.offset + tensor.length)
 
     def _blocked_conv(self, node: Message, tensors: dict[str, Message]) -> None:
-        """ONNX Runtime trusts its own optimiser here and does not check these sizes itself."""
+        """Sizes as the optimiser writes them, so that no fault of a kernel made for them can be reached by others."""
         names = node.get("input", [])
         if not 2 <= len(names) <= 4 or names[1] not in tensors:
             raise malformed("a blocked convolution has no constant weights")

@@ -22,6 +22,7 @@ from cloister.base.errors import InvalidInput
 from cloister.engines import _ort, known_answer, registry
 from cloister.engines.buffers import aligned
 from cloister.engines.cpu import this_cpu
+from cloister.engines.onnx import BLOCKED_LAYOUT, withheld_optimizers
 from cloister.engines.onnx_graph import WEIGHT_FILES, check
 from cloister.engines.package import INDEX_FILE, Package, Variant
 from cloister.engines.port import ModelParts, Session
@@ -73,8 +74,7 @@ def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedMode
     raw.close()
     graphs = [plain]
     if tuned:
-        graphs.insert(0, onnx.load_from_string(_optimised(plain.SerializeToString())))
-        _trim(graphs[0])
+        graphs.insert(0, _tuned(plain, withheld_optimizers(checked)))
     files, variants = _split(graphs)
     worst = 0
     for variant in variants:
@@ -86,6 +86,21 @@ def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedMode
     package = Package("onnx", checked.inputs, checked.outputs, tuple(variants), known)
     index = package.encode()
     return PackedModel(Package.parse(index), {INDEX_FILE: index, **files})
+
+
+def _tuned(plain: Any, withheld: list[str] | None) -> Any:
+    """The optimised graph; without the blocked layout where the check could not follow it."""
+    import onnx
+
+    tuned = onnx.load_from_string(_optimised(plain.SerializeToString(), withheld))
+    _trim(tuned)
+    try:
+        check(tuned.SerializeToString())
+    except InvalidInput:
+        if withheld is not None:
+            raise
+        return _tuned(plain, BLOCKED_LAYOUT)
+    return tuned
 
 
 def pack_litert(model: bytes, *, seed: int = 20) -> PackedModel:
@@ -120,7 +135,7 @@ def _session(files: Mapping[str, bytes], variant: Variant) -> Session:
     return registry.engine("onnx").load(parts)
 
 
-def _optimised(model: bytes) -> bytes:
+def _optimised(model: bytes, withheld: list[str] | None) -> bytes:
     """The graph as ONNX Runtime optimises it for this CPU, weights inside."""
     ort = _ort.runtime()
     options = ort.SessionOptions()
@@ -130,7 +145,7 @@ def _optimised(model: bytes) -> bytes:
     descriptor = os.memfd_create("optimised", os.MFD_CLOEXEC)
     try:
         options.optimized_model_filepath = f"/proc/self/fd/{descriptor}"
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=withheld)
         with open(descriptor, "rb", closefd=False) as stream:  # a descriptor has no path
             stream.seek(0)
             return stream.read()

@@ -226,3 +226,39 @@ def test_telemetry_is_off_or_nothing_is_served():
     fake = "import sys, types; sys.modules['onnxruntime'] = types.ModuleType('onnxruntime')"
     unsafe = subprocess.run([sys.executable, "-c", code.format(fake)], capture_output=True, text=True, check=False)
     assert "engine-unsafe" in unsafe.stderr
+
+
+def pooling(operator: str, shape: tuple[int, ...], **attributes) -> bytes:
+    """A convolution (so that the blocked layout is used) and a pooling node over 32 channels."""
+    weights = numpy_helper.from_array(np.ones((32, 32, 1, 1), np.float32), "w")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"]),
+        helper.make_node(operator, ["h"], ["y"], **attributes),
+    ]
+    specs = [TensorSpec("x", "FP32", shape)], [TensorSpec("y", "FP32", (-1, -1, -1, -1))]
+    return small.model_of(nodes, *specs, [weights]).SerializeToString()
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_a_pooling_window_larger_than_its_image_does_not_end_the_process(operator: str):
+    """ONNX Runtime's blocked kernels divide by zero here."""
+    for shape in ((1, 32, 1, 1), (1, 32, 1, 4), (-1, 32, 1, 4)):
+        refused(pooling(operator, shape, kernel_shape=[2, 2]), "model-malformed")
+    free = pooling(operator, (-1, 32, -1, -1), kernel_shape=[2, 2])
+    assert not check(free).windows_fit
+    session = OnnxEngine().load(ModelParts(free))
+    for side in (1, 2, 5):
+        found = session.run({"x": np.ones((1, 32, side, side), np.float32)})["y"]
+        assert found.shape == (1, 32, side - 1, side - 1)
+    session.close()
+    packed = pack_onnx(pooling(operator, (-1, 32, -1, 8), kernel_shape=[1, 2]))
+    assert b"nchwc" not in packed.files["graph.tuned.onnx"]
+
+
+def test_usual_networks_keep_the_blocked_layout():
+    from cloister.testing.models.vision import mobilenet_v1
+
+    for model in (small.small_convnet(), mobilenet_v1(side=64).onnx):
+        assert check(model).windows_fit
+    assert check(pooling("MaxPool", (-1, 32, 8, 8), kernel_shape=[3, 3], pads=[1, 1, 1, 1])).windows_fit
+    assert check(pooling("MaxPool", (-1, 32, 1, 1), kernel_shape=[2, 2], auto_pad="SAME_UPPER")).windows_fit
