@@ -9,14 +9,40 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Any, Final
 
 from cloister.base.errors import Unavailable
+from cloister.base.limits import MIB
 
 _SWITCH: Final = "ORT_DISABLE_TELEMETRY"
 # Would let a model file choose its own session options (profiling writes files): never, whatever the environment says.
 _MODEL_CONFIG: Final = "ORT_LOAD_CONFIG_FROM_MODEL"
 _FATAL: Final = 4
+WORKING_MEMORY: Final = 4096 * MIB
+
+_lock = threading.Lock()
+_arena: list[int] = []  # the cap of this process's arena, once there is one: ONNX Runtime can have only one
+
+
+def arena(limit: int = WORKING_MEMORY) -> Any:
+    """:func:`runtime`, with one arena for the working memory of all sessions of this process.
+
+    A graph can ask for any amount of memory by computing a shape; past ``limit`` bytes its request fails instead of the
+    process. A runtime that wants another limit calls this before it loads its first model; later calls change nothing.
+    Weights do not count.
+
+    :raises Unavailable: as :func:`runtime`.
+    """
+    ort = runtime()
+    with _lock:
+        if not _arena:
+            where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+            bounds = {"max_mem": limit, "arena_extend_strategy": 0}
+            default = {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+            ort.create_and_register_allocator(where, ort.OrtArenaCfg({**bounds, **default}))
+            _arena.append(limit)
+    return ort
 
 
 def runtime() -> Any:

@@ -11,6 +11,7 @@ Two ways to load (PERFORMANCE: ResNet101v2 in 15 ms instead of 500, 1.1 x its we
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ _STAND_INS: Final = Path(__file__).parent / "stand_in"
 _PROVIDERS: Final = ["CPUExecutionProvider"]
 _BFLOAT16: Final = 16  # TensorProto.DataType
 _SILENT: Final = 4
+_SHRINK_EVERY: Final = 256  # calls; the one after pays some page faults
 BLOCKED_LAYOUT: Final = ["NchwcTransformer"]
 
 
@@ -41,7 +43,7 @@ class OnnxEngine:
         checked = check(parts.graph)
         if checked.tuned and not parts.tuned:
             raise InvalidInput("model-malformed", "a graph tuned for a CPU is offered as one for any")
-        ort = _ort.runtime()
+        ort = _ort.arena()
         options = _options(ort, threads)
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_DISABLE_ALL if parts.tuned else level.ORT_ENABLE_ALL
@@ -64,14 +66,18 @@ class OnnxEngine:
         except Exception as error:  # noqa: BLE001  # its text names nodes of the decrypted model: none of it goes on
             raise _load_error(error) from None
         session._model_bytes = None  # would keep the plaintext model alive as long as the session
-        return OnnxSession(session, checked, lent)
+        shrinking = ort.RunOptions()
+        shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return OnnxSession(session, checked, lent, shrinking)
 
 
 class OnnxSession:
     """A loaded ONNX model. Threads call :meth:`run` without further locks."""
 
-    def __init__(self, session: Any, checked: CheckedGraph, borrowed: list[Any]) -> None:
+    def __init__(self, session: Any, checked: CheckedGraph, borrowed: list[Any], shrinking: Any) -> None:
         self._session = session
+        self._shrinking = shrinking
+        self._calls = itertools.count(1)
         self._borrowed = borrowed  # keeps the views of the weights' buffers alive until close
         self._inputs = checked.inputs
         self._outputs = checked.outputs
@@ -103,7 +109,9 @@ class OnnxSession:
                 return self._run_half(session, names, feed)
             for name in self._text_in:
                 feed[name] = _to_text(feed[name])
-            found = dict(zip(names, session.run(names, feed), strict=True))
+            # What the largest request so far needed would stay allocated for ever.
+            options = None if next(self._calls) % _SHRINK_EVERY else self._shrinking
+            found = dict(zip(names, session.run(names, feed, options), strict=True))
             for name in self._text_out:
                 if name in found:
                     found[name] = _from_text(found[name])
@@ -149,6 +157,8 @@ def _options(ort: Any, threads: int) -> Any:
     options.log_severity_level = _SILENT
     # Idle threads of one model must not burn the core that another one needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not in the arena
     # Otherwise bytes 4 to 8 decide which parser reads the model.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
@@ -197,12 +207,19 @@ def _bfloat16_bits(value: Any) -> Array:
 
 
 def _load_error(error: Exception) -> CloisterError:
-    if isinstance(error, MemoryError) or "alloc" in str(error).lower():
+    if _out_of_memory(error):
         return Unavailable("engine-memory", "there is not enough memory to load the model")
     return InvalidInput("model-malformed", "the engine refuses the model", hint="Pack it again; packing explains why.")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "bad_alloc" in text or ("memory" in text and "alloc" in text)
 
 
 def _run_error(error: Exception) -> CloisterError:
     if type(error).__name__ == "InvalidArgument" or isinstance(error, (TypeError, ValueError)):
         return InvalidInput("engine-input", "the engine refuses these inputs: a type or shape the model cannot take")
+    if _out_of_memory(error):
+        return Unavailable("engine-memory", "the model needs more working memory for these inputs than it may have")
     return Unavailable("engine-failed", "the engine failed on this request")

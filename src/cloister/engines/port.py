@@ -80,7 +80,8 @@ class Session(Protocol):
 
         :param outputs: the outputs wanted, in this order; all of them when empty.
         :raises InvalidInput: ``engine-input`` when the engine refuses these values.
-        :raises Unavailable: ``engine-failed`` when it fails otherwise, ``engine-closed`` after :meth:`close`.
+        :raises Unavailable: ``engine-memory`` when it would take too much memory, ``engine-failed`` when it fails
+            otherwise, ``engine-closed`` after :meth:`close`.
         """
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cloister.base.errors import InvalidInput
+from cloister.base.errors import CloisterError, InvalidInput
 from cloister.engines.onnx import OnnxEngine
 from cloister.engines.onnx_graph import check
 from cloister.engines.optimise import pack_onnx
@@ -167,6 +167,18 @@ def test_a_few_bytes_that_ask_for_terabytes():
     shape = numpy_helper.from_array(np.array([2**20, 2**20], np.int64), "s")
     for node in (helper.make_node("ConstantOfShape", ["s"], ["y"]), helper.make_node("Expand", ["x", "s"], ["y"])):
         refused(of(node, initializers=[shape]), "model-too-large")
+
+
+def test_a_computed_shape_that_asks_for_gigabytes_fails_alone():
+    spec = [TensorSpec("s", "INT64", (2,))], [TensorSpec("y", "FP32", (-1, -1))]
+    bomb = small.model_of([helper.make_node("ConstantOfShape", ["s"], ["y"])], *spec).SerializeToString()
+    session = OnnxEngine().load(ModelParts(bomb))
+    for side in (100_000, 2**31, 2**40):
+        with pytest.raises(CloisterError) as caught:
+            session.run({"s": np.array([side, side])})
+        assert caught.value.code in ("engine-memory", "engine-failed", "engine-input")
+    assert session.run({"s": np.array([2, 3])})["y"].shape == (2, 3)
+    session.close()
 
 
 def test_values_that_do_not_fit_their_shape():

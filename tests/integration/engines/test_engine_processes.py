@@ -158,6 +158,38 @@ def test_eight_threads_hold_one_copy_of_the_weights(body: str):
     assert after < 1.6 * weights, done.stdout
 
 
+SHRINKS = """
+import ctypes
+import numpy as np
+from onnx import helper
+from cloister.engines.onnx import OnnxEngine
+from cloister.engines.port import ModelParts, TensorSpec
+from cloister.testing.models import small
+def pss():
+    with open("/proc/self/smaps_rollup") as lines:
+        return next(int(l.split()[1]) for l in lines if l.startswith("Pss:")) / 1024
+spec = [TensorSpec("s", "INT64", (2,))], [TensorSpec("y", "FP32", (-1, -1))]
+nodes = [helper.make_node("ConstantOfShape", ["s"], ["c"]), helper.make_node("Relu", ["c"], ["y"])]
+session = OnnxEngine().load(ModelParts(small.model_of(nodes, *spec).SerializeToString()))
+ask = lambda side: session.run({"s": np.array([side, side])})
+ask(10)
+before = pss()
+ask(6000)
+large = pss() - before
+for _ in range(300):
+    ask(10)
+print(large, pss() - before)
+"""
+
+
+def test_one_large_request_does_not_hold_its_memory_for_ever():
+    done = child(SHRINKS)
+    assert done.returncode == 0, done.stderr
+    large, later = map(float, done.stdout.split())
+    assert large > 100
+    assert later < 30
+
+
 MUTATED = """
 import sys
 import numpy as np
