@@ -21,7 +21,7 @@ from cloister.testing.logs import MemoryLog
 from cloister.testing.people import Person
 from cloister.testing.rows import MemoryDisk, MemoryRows
 from cloister.testing.tee import SimulatedTee
-from cloister.wire import calls, cbor, provisioning
+from cloister.wire import calls, provisioning
 from cloister.wire.calls import WireEvidence
 from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, Session
 
@@ -31,7 +31,7 @@ class EmbeddedKeyService:
     """``cloister.adapters.keyservice.Transport`` to a KeyService that lives as long as this object.
 
     :param seed: of its root secret; the same one over the same disk is the same KeyService.
-    :param runtime_tee: whose evidence it accepts from runtimes.
+    :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class EmbeddedKeyService:
         self.disk = disk or MemoryDisk()
         self.runtime_tee = runtime_tee or SimulatedTee("runtime", clock=self.clock)
         self.settings = Settings(simulation_keys=(self.runtime_tee.key.public_key,), **settings)
-        self.tee = SimulatedTee("keyservice", values=self.settings.measured().values, clock=self.clock)
+        self.tee = SimulatedTee(
+            "keyservice", values=self.settings.measured().values, key=self.runtime_tee.key, clock=self.clock
+        )
         self.events = events or MemoryLog()
         self._root = root_of(SecretBytes(seed))
         self._rows = rows
@@ -181,8 +183,3 @@ class RuntimeSession:
         data = self.seal(request)
         reply = self._keyservice.service.session(data)
         return Release.read(provisioning.open_session_reply(self.session, data, reply))
-
-
-def public(value: dict[str, Any]) -> bytes:
-    """CBOR of a public request."""
-    return cbor.encode(value)
