@@ -180,28 +180,20 @@ def _check_body(state: State, statement: Statement, now: float) -> None:
             _check_publish(state, subject, body)
         case RotateModelKey():
             _check_rotate_model_key(state, subject, body)
-        case RetireModel():
-            model = _own_model(state, subject, body.name)
-            if body.manifest_digest:
-                version = model.find(body.manifest_digest)
-                if version is None or version.retired:
-                    raise Refused("version-unknown", f"model {body.name!r} has no such manifest in use")
+        case RetireModel() | RevokeGrant() | RevokeConsent():
+            # Taking back what is not there is recorded all the same (clause 6.5): a refusal would leave the sequence
+            # number free, and what was to be taken back, withheld by the network, could still be delivered after it.
+            pass
         case Grant():
             _own_model(state, subject, body.name)
             _own_policy(state, subject, body.policy_digest)
             known = (ModelId(subject, body.name), body.user) in state.grants
             _limit(state.grants_by.count(subject) + (not known), limits.MAX_GRANTS_PER_OWNER, "grants of one owner")
-        case RevokeGrant():
-            if (ModelId(subject, body.name), body.user) not in state.grants:
-                raise Refused("grant-missing", f"there is no grant of model {body.name!r} to this user")
         case Consent():
             _own_policy(state, subject, body.policy_digest)
             _check_fresh_key(state, subject, body.model, body.key_commitment)
             known = (subject, body.model) in state.consents
             _limit(state.consents_by.count(subject) + (not known), limits.MAX_CONSENTS_PER_USER, "consents of one user")
-        case RevokeConsent():
-            if (subject, body.model) not in state.consents:
-                raise Refused("consent-missing", "there is no consent to this model")
         case RotateRequestKey():
             consent = state.consents.get((subject, body.model))
             if consent is None:
@@ -274,9 +266,7 @@ def _check_delegate(state: State, subject: bytes, body: Delegate, now: float) ->
         raise Refused("delegate-self", "an identity does not delegate to itself")
     known = state.delegates_of.has(subject, body.delegate)
     if body.not_after <= now:
-        if not known:
-            raise Refused("not-delegated", "there is no delegation to take back")
-        return
+        return  # taken back, or nothing to take back: recorded either way
     if body.delegate not in state.identities:
         raise _unknown(body.delegate)
     _limit(state.delegates_of.count(subject) + (not known), limits.MAX_DELEGATES, "delegates of one identity")

@@ -108,10 +108,11 @@ def _statement(state: State, index: int, entry: Entry) -> None:
             parties.append(body.user)
         case RevokeGrant():
             model = ModelId(subject, body.name)
+            if (model, body.user) in state.grants:
+                parties.append(body.user)
             state.grants.drop((model, body.user))
             state.grants_by.discard(subject, (model, body.user))
             state.grants_to.discard(body.user, model)
-            parties.append(body.user)
         case Consent():
             _consent(state, index, time, subject, body)
             parties.extend(_granting(state, subject, body.model))
@@ -125,8 +126,9 @@ def _statement(state: State, index: int, entry: Entry) -> None:
             _rotate_request_key(state, index, time, subject, body)
             parties.extend(_granting(state, subject, body.model))
         case Delegate():
+            if body.not_after > time or state.delegates_of.has(subject, body.delegate):
+                parties.append(body.delegate)
             _delegate(state, time, subject, body)
-            parties.append(body.delegate)
     _about(state, index, *parties)
 
 
@@ -178,7 +180,7 @@ def _publish(state: State, index: int, time: int, owner: bytes, body: PublishMod
 def _retire(state: State, time: int, name: ModelId, manifest: bytes) -> None:
     model = state.models.get(name)
     if model is None:
-        raise Tampered("log-order", "a log entry retires a model that no earlier entry publishes")
+        return
     versions = []
     for version in model.versions:
         ends = not version.retired and (not manifest or version.manifest_digest == manifest)

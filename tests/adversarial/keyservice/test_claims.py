@@ -30,9 +30,11 @@ from cloister.wire.statements import (
     REQUEST_KEY,
     Consent,
     DefinePolicy,
+    Delegate,
     DisableIdentity,
     Grant,
     PublishModel,
+    RetireModel,
     RevokeConsent,
     RevokeGrant,
     Validity,
@@ -214,6 +216,44 @@ def test_s6_a_withheld_grant_dies_with_a_later_statement_and_by_itself(world: Wo
         world.ks.say(late)
     assert caught.value.code == "statement-expired"
     world.refused()
+
+
+def test_s6_what_was_taken_back_cannot_be_delivered_afterwards(world: World) -> None:
+    """The first statement never arrived; its revocation finds nothing, and must bite all the same."""
+    other, name = world.ks.person(), SecretBytes(b"N" * 32)
+    absent = ModelId(world.owner.id, "absent")
+    scenes: list[tuple[Person, Any, tuple[SecretBytes, ...], Any]] = [
+        (world.owner, replace(world.grant(), user=other.id), (), RevokeGrant("model", other.id)),
+        (world.user, replace(world.consent(), model=absent), (REQUEST,), RevokeConsent(absent)),
+        (world.owner, Delegate(other.id, 2**40), (), Delegate(other.id, 0)),
+        (
+            world.owner,
+            PublishModel("absent", 1, b"9" * 32, key_commitment(name)),
+            (name,),
+            RetireModel("absent", b""),
+        ),
+        (
+            world.owner,
+            PublishModel("model", 2, b"9" * 32, key_commitment(name)),
+            (name,),
+            RetireModel("model", b"9" * 32),
+        ),
+        (
+            world.owner,
+            Grant("absent", other.id, world.policy.digest, Validity(), 0),
+            (),
+            RevokeGrant("absent", other.id),
+        ),
+    ]
+    for person, body, keys, back in scenes:
+        withheld = person.statement(body)
+        acknowledged = world.ks.say(person.statement(back))
+        assert acknowledged["sequence"] == person.sequence
+        with pytest.raises(Refused) as caught:
+            world.ks.say(withheld, *keys)
+        assert caught.value.code == "statement-replayed"
+    world.ks.restart()
+    assert world.release().model_key == MODEL_KEY
 
 
 def test_s6_a_challenge_is_redeemed_once_and_by_this_process_only(world: World) -> None:

@@ -24,7 +24,7 @@ from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person
 from cloister.wire import calls, cbor
 from cloister.wire.calls import LogHead
-from cloister.wire.statements import PublishModel, RevokeGrant, key_commitment
+from cloister.wire.statements import Grant, PublishModel, Validity, key_commitment
 
 CLIENTS = 16
 STATEMENTS = 1_000
@@ -79,7 +79,7 @@ class Scene:
                     self.say(caller, person, PublishModel("model", version, name, name), key)
                     if version % 7 == 0:  # a denied statement leaves nothing wedged
                         with pytest.raises(Refused):
-                            self.say(caller, person, RevokeGrant("model", bytes(32)))
+                            self.say(caller, person, Grant("model", bytes(32), bytes(32), Validity(), 0))
             except (Unavailable, InvalidInput):  # cut off, or the epoch went with its process
                 self.interrupted += 1
             finally:

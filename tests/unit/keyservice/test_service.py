@@ -33,7 +33,6 @@ from cloister.wire.statements import (
     Grant,
     PublishModel,
     RetireModel,
-    RevokeConsent,
     RevokeGrant,
     RotateModelKey,
     RotateRequestKey,
@@ -109,7 +108,7 @@ def test_an_acknowledgement_proves_that_the_statement_is_in_the_log(world: World
 
 def test_a_denied_statement_is_told_why_and_nothing_is_wedged(world: World) -> None:
     with pytest.raises(Refused) as caught:
-        world.ks.say(world.user.statement(RevokeConsent(world.model)))
+        world.ks.say(world.user.statement(RotateRequestKey(world.model, key_commitment(REQUEST))), REQUEST)
     assert caught.value.code == "consent-missing"
     world.consent()
     world.grant()
