@@ -1,0 +1,197 @@
+"""Statements and releases a second, start-up time and proof sizes of one KeyService on SQLite.
+
+    python benchmarks/keyservice.py [--threads 1,16] [--count 2000] [--entries 1000,10000]
+
+In this process, without HTTP: sealed call in, sealed reply out, durable in between. Clients' work (sealing, signing)
+is done before the clock starts, so that it is the KeyService that is measured; 16 threads share fsyncs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+from cloister.adapters.clock import SystemClock
+from cloister.base.ids import ModelId
+from cloister.base.secret import SecretBytes
+from cloister.keyservice.app import begin
+from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.root import root_of
+from cloister.keyservice.sealed_store import SealedStore
+from cloister.keyservice.settings import Settings
+from cloister.keyservice.sqlite_store import SqliteRows
+from cloister.log.entry import STATEMENT
+from cloister.testing.embedded import EmbeddedKeyService
+from cloister.testing.people import Person
+from cloister.wire import calls
+from cloister.wire.calls import Description
+from cloister.wire.provisioning import ReleaseRequest
+from cloister.wire.statements import (
+    REQUEST_KEY,
+    Consent,
+    DefinePolicy,
+    Grant,
+    PublishModel,
+    Validity,
+    key_commitment,
+)
+
+SEED = b"r" * 32
+KEY = SecretBytes(b"k" * 32)
+
+
+def opened(folder: Path) -> EmbeddedKeyService:
+    clock = SystemClock()
+    path = folder / "store.sqlite"
+    fake = EmbeddedKeyService(clock=clock)  # its settings name the runtime whose evidence is accepted
+    fake.close()
+    begin(SqliteRows(path), root_of(SecretBytes(SEED)), fake.settings, clock).close()
+    return EmbeddedKeyService(clock=clock, rows=SqliteRows(path), seed=SEED, runtime_tee=fake.runtime_tee)
+
+
+def timed(jobs: list[list[Callable[[], object]]]) -> tuple[float, float]:
+    """Calls a second over all threads, and the median latency in milliseconds."""
+    latencies: list[list[float]] = [[] for _ in jobs]
+    start = threading.Barrier(len(jobs) + 1)
+
+    def run(number: int) -> None:
+        start.wait()
+        for job in jobs[number]:
+            began = time.perf_counter()
+            job()
+            latencies[number].append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    every = [item for one in latencies for item in one]
+    return len(every) / seconds, statistics.median(every) * 1000
+
+
+def throughput(threads: int, count: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        ks = opened(Path(folder))
+        description = Description.decode(ks.service.description())
+        owner = ks.person()
+        policy = ks.runtime_tee.policy()
+        ks.say(owner.statement(DefinePolicy(policy.encode())))
+        ks.say(owner.statement(PublishModel("model", 1, b"1" * 32, key_commitment(KEY))), KEY)
+        model = ModelId(owner.id, "model")
+        share = count // threads
+        people = [ks.person() for _ in range(threads)]
+        statements: list[list[Callable[[], object]]] = []
+        for person in people:
+            ks.say(person.statement(DefinePolicy(policy.encode())))
+            sealed = []
+            for number in range(share):
+                body = Grant("model", number.to_bytes(32, "big"), policy.digest, Validity(), 0)
+                if number == 0:
+                    ks.say(person.statement(PublishModel("model", 1, b"1" * 32, key_commitment(KEY))), KEY)
+                pending = calls.seal_call(description, calls.STATEMENT, person.statement(body))
+                sealed.append(lambda data=pending.data: ks.service.call(data))
+            statements.append(sealed)
+        per_second, latency = timed(statements)
+        releases: list[list[Callable[[], object]]] = []
+        for person in people:
+            ks.say(owner.statement(Grant("model", person.id, policy.digest, Validity(), 0)))
+            body = Consent(model, policy.digest, None, REQUEST_KEY, key_commitment(KEY), Validity())
+            ks.say(person.statement(body), KEY)
+            session = ks.attest()
+            request = ReleaseRequest(person.id, model, REQUEST_KEY, key_commitment(KEY))
+            session.release(request)
+            calls_ = [session.seal(request) for _ in range(share)]
+            releases.append([lambda data=data: ks.service.session(data) for data in calls_])
+        released, release_latency = timed(releases)
+        size = ks.assembled.ledger.head().size
+        inclusion = len(ks.assembled.ledger.entries([0])[0][2])
+        ks.close()
+    return {
+        "threads": threads,
+        "statements_per_s": round(per_second),
+        "statement_median_ms": round(latency, 2),
+        "releases_per_s": round(released),
+        "release_median_ms": round(release_latency, 2),
+        "log_entries": size,
+        "inclusion_proof_hashes": inclusion,
+    }
+
+
+def startup(entries: int) -> dict[str, float]:
+    """Replay of a log of grants, without snapshots."""
+    clock, root, settings = SystemClock(), root_of(SecretBytes(SEED)), Settings()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "store.sqlite"
+        ledger = begin(SqliteRows(path), root, settings, clock)
+        owner = Person(root.id, clock)
+        policy = EmbeddedKeyService().runtime_tee.policy()
+        first = [owner.register(), owner.statement(DefinePolicy(policy.encode()))]
+        first.append(owner.statement(PublishModel("model", 1, b"1" * 32, key_commitment(KEY))))
+        for statement in first:
+            secret = KEY if statement is first[-1] else None
+            ledger.commit(lambda _s, _v, _n, body=statement, key=secret: Proposal(STATEMENT, body, key))
+        waiting = iter(range(entries - 4))
+        lock = threading.Lock()
+
+        def fill() -> None:
+            while True:
+                with lock:
+                    number = next(waiting, None)
+                    if number is None:
+                        return
+                    body = Grant("model", number.to_bytes(32, "big"), policy.digest, Validity(), 0)
+                    statement = owner.statement(body)
+                ledger.commit(lambda _s, _v, _n, body=statement: Proposal(STATEMENT, body))
+
+        threads = [threading.Thread(target=fill) for _ in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        ledger.close()
+        megabytes = path.stat().st_size / 1e6
+        began = time.perf_counter()
+        again = Ledger(SealedStore(SqliteRows(path), root.store_key, root.id), clock)
+        seconds = time.perf_counter() - began
+        again.close()
+        tracemalloc.start()
+        again = Ledger(SealedStore(SqliteRows(path), root.store_key, root.id), clock)
+        memory = tracemalloc.get_traced_memory()[0] / 1e6
+        tracemalloc.stop()
+        again.close()
+    return {
+        "entries": entries,
+        "start_s": round(seconds, 2),
+        "us_per_entry": round(seconds / entries * 1e6),
+        "memory_mb": round(memory, 1),
+        "store_mb": round(megabytes, 1),
+    }
+
+
+def main() -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", default="1,16")
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--entries", default="1000,10000")
+    args = parser.parse_args()
+    result = {
+        "throughput": [throughput(int(threads), args.count) for threads in args.threads.split(",")],
+        "startup": [startup(int(entries)) for entries in args.entries.split(",") if entries],
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
