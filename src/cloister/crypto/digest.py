@@ -8,9 +8,10 @@ from enum import StrEnum
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 DIGEST_LENGTH: Final = 32
+_NO_SALT: Final = bytes(DIGEST_LENGTH)
 
 
 class Context(StrEnum):
@@ -74,9 +75,16 @@ def report_data(context: Context, *parts: bytes) -> bytes:
 
 
 def derive(context: Context, secret: bytes, *parts: bytes, length: int = 32) -> bytes:
-    """HKDF-SHA256; salt empty, info = context and the digest of the parts."""
+    """HKDF-SHA256 (RFC 5869); salt empty, info = context and the digest of the parts.
+
+    Two calls of OpenSSL's HMAC where the output is one block, as for every key here: half the time of pyca's object,
+    which a test compares it with.
+    """
     info = context.encode() + b"\x00" + digest(context, *parts)
-    return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive(secret)
+    extracted = hmac.digest(_NO_SALT, secret, "sha256")
+    if length > DIGEST_LENGTH:
+        return HKDFExpand(algorithm=hashes.SHA256(), length=length, info=info).derive(extracted)
+    return hmac.digest(extracted, info + b"\x01", "sha256")[:length]
 
 
 def same(a: bytes, b: bytes) -> bool:

@@ -35,7 +35,7 @@ class Lease:
     :param ends: monotonic time.
     """
 
-    __slots__ = ("ends", "release", "renew_at", "request", "revoked", "service_key")
+    __slots__ = ("ends", "release", "renew_at", "request", "revoked", "said", "service_key")
 
     def __init__(self, request: ReleaseRequest, release: Release, now: float) -> None:
         self.request = request
@@ -43,6 +43,7 @@ class Lease:
         self.ends = now + release.lease_s
         self.renew_at = now + release.lease_s / 2
         self.revoked = False
+        self.said = b""  # what responses say of the release, encoded; filled in by whoever answers first
         # Made once a lease, not once a request.
         self.service_key = HpkePrivateKey.from_secret(release.key) if request.mode == SERVICE_KEY else None
 

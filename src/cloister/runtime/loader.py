@@ -10,6 +10,7 @@ is answered before it has ended well.
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, wait
@@ -79,6 +80,7 @@ class LoadedModel:
         self.package = plan.package
         self.session = session
         self.memory = plan.memory
+        self.cost_s = math.inf  # what a request costs, a running mean; kept by whoever runs them
         self.plain_bytes = sum(buffer.view.nbytes for buffer in buffers)
         self._buffers = buffers
         self._pool = pool

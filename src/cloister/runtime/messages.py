@@ -83,17 +83,18 @@ def infer_answer(response: oip.InferResponse, *, binary: bool) -> Answer:
 
 
 def seal_answer(
-    answer: Answer, extra: tuple[Field, ...], secret: SecretBytes, request_digest: bytes, lend: Lend
+    answer: Answer, fields: tuple[Field, ...], said: bytes, *, secret: SecretBytes, request_digest: bytes, lend: Lend
 ) -> memoryview:
     """The whole sealed response, in lent memory.
 
+    :param said: further fields, encoded: what stays the same while a lease runs.
     :raises InvalidInput: ``response-too-large``.
     """
     views = [memoryview(part).cast("B") for part in answer.parts]
     length = sum(view.nbytes for view in views)
     if length > MAX_RESPONSE_BODY:
         raise InvalidInput("response-too-large", f"the answer has more than {MAX_RESPONSE_BODY} bytes")
-    head = bhttp.response_head(answer.status, (*answer.fields, *extra), length)
+    head = bhttp.response_head(answer.status, (*answer.fields, *fields), length, encoded=said)
     total = len(head) + length
     padded = bucket(total + 1)  # one byte for the empty trailer section
     message = b"".join((head, *views, bytes(padded - total)))

@@ -6,15 +6,18 @@ leaked a slot with every failed invocation.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from cloister.base.clock import Clock
 from cloister.base.errors import Unavailable
 
+T = TypeVar("T")
 _SMOOTHING: Final = 0.1  # of the running mean of service times
 
 
@@ -33,6 +36,34 @@ class Job:
     abandon: Callable[[BaseException], None]
     deadline: float
     cancelled: bool = field(default=False)
+
+
+class Mailbox:
+    """Takes what slots made to the event loop, waking it once for all that is ready. Belongs to one loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._done: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._woken = False
+
+    def post(self, future: asyncio.Future[T], result: T | None, error: BaseException | None = None) -> None:
+        """Settle a future of the loop, from any thread; one that nobody waits for any more is left alone."""
+        self._done.append((future, result, error))
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # first: what is appended after this wakes the loop again
+        while self._done:
+            future, result, error = self._done.popleft()
+            if future.cancelled():
+                continue
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
 
 class Scheduler:

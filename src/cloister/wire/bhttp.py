@@ -65,16 +65,24 @@ def field(fields: Sequence[Field], name: str) -> str | None:
 def request_head(method: str, path: str, fields: Sequence[Field], content_length: int | None) -> bytes:
     """Everything before the content; ``None`` begins a stream of :func:`stream_part`."""
     control = b"".join(map(_text, (method.encode(), _SCHEME, b"", path.encode())))
-    return _head(_KNOWN_REQUEST, _STREAM_REQUEST, control, fields, content_length)
+    return _head(_KNOWN_REQUEST, _STREAM_REQUEST, control, encode_fields(fields), content_length)
 
 
-def response_head(status: int, fields: Sequence[Field], content_length: int | None) -> bytes:
-    """Everything before the content; ``None`` begins a stream."""
-    return _head(_KNOWN_RESPONSE, _STREAM_RESPONSE, _integer(status), fields, content_length)
+def response_head(status: int, fields: Sequence[Field], content_length: int | None, *, encoded: bytes = b"") -> bytes:
+    """Everything before the content; ``None`` begins a stream.
+
+    :param encoded: further fields, from :func:`encode_fields`: for those that stay the same from response to response.
+    """
+    section = encode_fields(fields) + encoded
+    return _head(_KNOWN_RESPONSE, _STREAM_RESPONSE, _integer(status), section, content_length)
 
 
-def _head(known: int, stream: int, control: bytes, fields: Sequence[Field], content_length: int | None) -> bytes:
-    section = b"".join(_text(name.encode()) + _text(value.encode()) for name, value in fields)
+def encode_fields(fields: Sequence[Field]) -> bytes:
+    """A field section's lines."""
+    return b"".join(_text(name.encode()) + _text(value.encode()) for name, value in fields)
+
+
+def _head(known: int, stream: int, control: bytes, section: bytes, content_length: int | None) -> bytes:
     if content_length is None:
         return _integer(stream) + control + section + b"\x00"
     return _integer(known) + control + _integer(len(section)) + section + _integer(content_length)
@@ -121,6 +129,8 @@ class _Reader:
 
     def integer(self) -> int:
         head = self.take(1)[0]
+        if head < 64:
+            return head
         length = 1 << (head >> 6)
         value = head & 0x3F
         for byte in self.take(length - 1):
@@ -142,7 +152,7 @@ class _Reader:
             value = bytes(self.take(length)).decode("ascii")
         except UnicodeDecodeError as error:
             raise InvalidInput("bhttp-malformed", f"the inner message's {what} is not ASCII") from error
-        if any(not " " <= c <= "~" for c in value):
+        if not value.isprintable():
             raise InvalidInput("bhttp-malformed", f"the inner message's {what} holds control characters")
         return value
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, final
 
 from cloister.base.errors import InvalidInput, Tampered
@@ -73,6 +74,9 @@ class RequestHeader:
     @staticmethod
     def decode(data: bytes) -> RequestHeader:
         """:raises InvalidInput: anything malformed."""
+        usual = _decode_usual(data)
+        if usual is not None:
+            return usual
         fields = Fields(cbor.decode(data, limit=MAX_HEADER, what="the request's header"), "the request's header")
         fields.integer("suite", low=1, high=1)
         header = RequestHeader(
@@ -87,6 +91,45 @@ class RequestHeader:
         if header.mode not in (REQUEST_KEY, SERVICE_KEY):
             raise InvalidInput("field-range", "a request's mode is request-key or service-key")
         return header
+
+
+_model_id = lru_cache(maxsize=1024)(ModelId.parse)
+_BEFORE_TIME: Final = b"\xa7\x63iat\x1a"
+_BEFORE_KEY: Final = b"\x63key\x58\x20"
+_BEFORE_MODE: Final = b"\x64mode\x6b"
+_BEFORE_USER: Final = b"\x64user\x58\x20"
+_BEFORE_MODEL: Final = b"\x65model\x78"
+_BEFORE_NONCE: Final = b"\x65nonce\x58\x20"
+_END: Final = b"\x65suite\x01"
+_MODES: Final = {mode.encode(): mode for mode in (REQUEST_KEY, SERVICE_KEY)}
+
+
+def _decode_usual(data: bytes) -> RequestHeader | None:
+    """A header in the one form that any header issued before the year 2106 has; ``None``: decode it the long way.
+
+    What is read is written again and compared, so this accepts nothing that the long way would not: it saves the hot
+    path 40 us.
+    """
+    if len(data) < 112:
+        return None
+    size = data[111]
+    issued_at, key_id, mode, user = data[6:10], data[16:48], data[54:65], data[72:104]
+    model, nonce = data[112 : 112 + size], data[120 + size : 152 + size]
+    again = (
+        _BEFORE_TIME, issued_at, _BEFORE_KEY, key_id, _BEFORE_MODE, mode, _BEFORE_USER, user, _BEFORE_MODEL,
+        data[111:112], model, _BEFORE_NONCE, nonce, _END,
+    )  # fmt: skip
+    # Beyond 255 bytes, and below 24, CBOR writes a length otherwise; no model id is so long or so short.
+    if b"".join(again) != data or mode not in _MODES or len(nonce) != NONCE_LENGTH or not 24 <= size <= 200:
+        return None
+    seconds = int.from_bytes(issued_at, "big")
+    if seconds < 1 << 16:
+        return None
+    try:
+        model_id = _model_id(model.decode("ascii"))
+    except (UnicodeDecodeError, InvalidInput):
+        return None
+    return RequestHeader(_MODES[mode], model_id, user, key_id, nonce, seconds)
 
 
 @dataclass(frozen=True, slots=True)

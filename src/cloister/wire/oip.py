@@ -144,7 +144,7 @@ def encode_response(response: InferResponse, *, binary: bool, offset: int = 0) -
 
 
 def _body(body: dict[str, Any], parts: list[Buffer], offset: int) -> tuple[int, list[Buffer]]:
-    text = json.dumps(body, separators=(",", ":")).encode()
+    text = _WRITER.encode(body).encode()
     if parts:
         text += b" " * (-(offset + len(text)) % ALIGNMENT)
     return len(text), [text, *parts]
@@ -217,7 +217,7 @@ def _split(body: memoryview, header_length: int | None) -> tuple[dict[str, Any],
     if not 0 < length <= min(body.nbytes, MAX_JSON):
         raise InvalidInput("oip-malformed", f"the JSON part has {length} of {body.nbytes} bytes")
     try:
-        value = json.loads(bytes(body[:length]), parse_constant=_no_constant)
+        value = _READER.decode(str(body[:length], "utf-8"))
     except (ValueError, RecursionError) as error:
         raise InvalidInput("oip-malformed", "the JSON part is not JSON") from error
     if not isinstance(value, dict):
@@ -227,6 +227,11 @@ def _split(body: memoryview, header_length: int | None) -> tuple[dict[str, Any],
 
 def _no_constant(name: str) -> float:
     return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}[name]
+
+
+# Made once: json.loads and json.dumps with arguments make one each time.
+_READER: Final = json.JSONDecoder(parse_constant=_no_constant)
+_WRITER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def _text(value: dict[str, Any], name: str) -> str:
