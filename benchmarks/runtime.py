@@ -70,6 +70,7 @@ def build(name: str) -> bytes:
 def serve(name: str, concurrency: int) -> None:
     """Print one line of JSON with everything a client needs, then serve until stdin closes."""
     from cloister.adapters import process
+    from cloister.runtime.app import Listen
     from cloister.runtime.app import serve as serve_runtime
     from cloister.testing.runtime import RuntimeBench
 
@@ -94,9 +95,7 @@ def serve(name: str, concurrency: int) -> None:
         def announce(address: str) -> None:
             print(json.dumps({**facts, "address": address}), flush=True)
 
-        await serve_runtime(
-            bench.runtime, host="127.0.0.1", port=0, stopping=stopping, announce=announce, init_s=lambda: 0.0
-        )
+        await serve_runtime(bench.runtime, Listen(), stopping=stopping, announce=announce, init_s=lambda: 0.0)
 
     process.run(main())
 

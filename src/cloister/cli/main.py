@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "verify": ("cloister.cli.verify", "verify evidence of a TEE and appraise it under a policy"),
     "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),
+    "runtime": ("cloister.cli.runtime", "run a runtime, which answers sealed requests"),
     "collateral": ("cloister.cli.collateral", "what verification needs beside evidence, in one file"),
     "version": ("cloister.cli.version", "print the version, the engines and the simulated measurement"),
 }

@@ -3,204 +3,213 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+import signal
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Final
 
-from cloister.adapters.http.buffers import BufferPool as HttpBuffers
+from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.server import HttpServer
-from cloister.adapters.keyservice import KeyServiceLink
+from cloister.adapters.keyservice import HttpTransport, KeyServiceLink, VolatileHeads
 from cloister.adapters.logs import EventLog
-from cloister.adapters.metrics import Registry
+from cloister.adapters.modelstore.directory import DirectoryStore
 from cloister.adapters.modelstore.port import ModelStore
-from cloister.adapters.pressure import read_pressure
-from cloister.attest.types import Attester
+from cloister.adapters.modelstore.ranged import HttpStore
+from cloister.attest.bundle import TrustBundle, open_bundle
+from cloister.attest.types import Attester, Collateral, CollateralSource, Evidence, TeeType
 from cloister.base.clock import Clock
-from cloister.base.errors import CloisterError
-from cloister.base.limits import MIB
-from cloister.engines.buffers import BufferPool as WeightBuffers
-from cloister.engines.cpu import Cpu, this_cpu
-from cloister.runtime.isolation import Rooms
-from cloister.runtime.keys import RuntimeSession
-from cloister.runtime.leases import LeaseTable
-from cloister.runtime.loader import Loader
+from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.ids import ModelId
+from cloister.base.limits import MAX_BUNDLE
+from cloister.base.secret import SecretBytes
+from cloister.crypto.sign import SigningKey
+from cloister.runtime.core import Ports, Runtime
 from cloister.runtime.messages import RuntimeIdentity
-from cloister.runtime.models import ModelCache
 from cloister.runtime.options import RuntimeOptions
-from cloister.runtime.replay import ReplayCache
-from cloister.runtime.scheduler import Scheduler
-from cloister.runtime.serve import Sealed
-from cloister.runtime.server import MAX_SEALED, RuntimeApp
-from cloister.runtime.stages import Stage, StageMetrics, Timings
+from cloister.runtime.server import MAX_SEALED
 
-_COLD_THREADS: Final = 16  # calls to the KeyService and loads at once; they wait more than they compute
-_READER_THREADS: Final = 8
 _HOUSEKEEPING_S: Final = 1.0
-_IDLE_WEIGHTS: Final = 4  # of the budget, this part may lie idle in the pool: touched, wiped, ready for the next model
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
-    """What a runtime needs of the outside.
+class Listen:
+    """Where to listen: TCP, or a Unix socket where ``path`` is set."""
 
-    :param identity: as its evidence says.
-    """
+    host: str = "127.0.0.1"
+    port: int = 0
+    path: Path | None = None
 
-    link: KeyServiceLink
-    attester: Attester
-    identity: RuntimeIdentity
-    store: ModelStore
-    clock: Clock
-    log: EventLog
-    bundle_digest: bytes
-    cpu: Callable[[], Cpu] = this_cpu
+    @classmethod
+    def parse(cls, text: str) -> Listen:
+        """``HOST:PORT`` or ``unix:PATH``.
 
-
-class Runtime:
-    """Everything of one runtime process but its socket."""
-
-    def __init__(self, options: RuntimeOptions, ports: Ports) -> None:
-        self.options = options
-        self.ports = ports
-        self.registry = Registry()
-        self.metrics = StageMetrics(self.registry)
-        self._cold = ThreadPoolExecutor(_COLD_THREADS, thread_name_prefix="cold")
-        self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="read")
-        clock = ports.clock
-        self.session = RuntimeSession(
-            ports.link,
-            ports.attester,
-            options.measured(),
-            clock=clock,
-            bundle_digest=ports.bundle_digest,
-            keyservice=options.keyservice or None,
-        )
-        self.weights = WeightBuffers(options.memory_bytes // _IDLE_WEIGHTS)
-        self.plaintexts = HttpBuffers()
-        loader = Loader(
-            ports.store,
-            readers=self._readers,
-            pool=self.weights,
-            cpu=ports.cpu,
-            threads=options.threads,
-            engines=frozenset(options.engines),
-        )
-        self.leases = LeaseTable(self.session.release, self._cold, clock)
-        self.models = ModelCache(
-            loader, budget=options.memory_bytes, executor=self._cold, clock=clock, metrics=self.metrics
-        )
-        self.rooms = Rooms(
-            options.isolation, co_tenancy=options.co_tenancy, forget=self.forget, executor=self._cold, clock=clock
-        )
-        self.scheduler = Scheduler(clock, slots=options.concurrency, queue_limit=options.queue)
-        self._start: Timings | None = None
-        self.sealed = Sealed(
-            rooms=self.rooms,
-            leases=self.leases,
-            models=self.models,
-            scheduler=self.scheduler,
-            replay=ReplayCache(clock),
-            metrics=self.metrics,
-            plaintexts=self.plaintexts,
-            identity=ports.identity,
-            clock=clock,
-            log=ports.log,
-            deadline_s=options.deadline_s,
-            started=self._take_start,
-        )
-        self.app = RuntimeApp(
-            self.sealed, status=self.status, ready=lambda: self.session.ready, metrics=self.registry.exposition
-        )
-        gauge = self.registry.gauge
-        gauge("cloister_in_flight", "Requests in a slot or waiting for one.", ask=lambda: self.scheduler.in_flight)
-        gauge("cloister_resident_models", "Models in memory.", ask=lambda: len(self.models.resident()))
-        gauge("cloister_room_switches", "Times everything was forgotten.", ask=lambda: self.rooms.switches)
-
-    def forget(self) -> None:
-        """Erase every key, model, engine session and buffer."""
-        self.leases.forget()
-        self.models.forget()
-        self.weights.clear()
-        self.plaintexts.clear()
-
-    def status(self) -> dict[str, object]:
-        """What packer, balancer and scaler go by (MiB, not bytes: S10)."""
-        return {
-            "ready": self.session.ready,
-            "isolation": self.options.isolation.value,
-            "tee": self.ports.identity.tee.value,
-            "models": [str(place.model) for place in self.models.resident()],
-            "in_flight": self.scheduler.in_flight,
-            "queued": self.scheduler.queued,
-            "waiting": self.rooms.waiting,
-            "concurrency": self.options.concurrency,
-            "memory_mb": {"used": self.models.used // MIB, "budget": self.options.memory_mb},
-            "churn_mb": self.metrics.churn_bytes // MIB,
-            "pressure": read_pressure(),
-        }
-
-    # --- life ---
-
-    def connect(self, init_s: float) -> None:
-        """Attest, with the engine's import going on beside it; a KeyService that is away is tried again later.
-
-        :param init_s: seconds since the process began.
+        :raises InvalidInput: ``argument``.
         """
-        timings = Timings()
-        timings.add(Stage.RUNTIME_INIT, init_s)
-        importing = threading.Thread(target=import_engines, args=(self.options.engines,), name="import")
-        importing.start()
-        try:
-            self.session.connect(timings)
-        except CloisterError as error:
-            self.ports.log.event("attest-failed", level="error", code=error.code, error=error.message)
-        else:
-            self.ports.log.event("attested", tee=self.ports.identity.tee.value)
-        importing.join()
-        self._start = timings
+        if text.startswith("unix:/"):
+            return cls(path=Path(text.removeprefix("unix:")))
+        host, colon, port = text.rpartition(":")
+        if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+            raise InvalidInput("argument", "--listen takes HOST:PORT or unix:/PATH")
+        return cls(host.strip("[]"), int(port))
 
-    def keep_house(self) -> None:
-        """Once a second: let ended leases go, and attest anew before the session ends, off the hot path."""
-        self.leases.sweep()
-        if not self.session.ready:
-            try:
-                self.session.connect(Timings())
-            except CloisterError as error:
-                self.ports.log.event("attest-failed", level="warning", code=error.code)
 
-    def stop(self) -> None:
-        """End threads, forget everything. After the last request."""
-        self.rooms.close()
-        self.scheduler.stop()
-        self._cold.shutdown(wait=True, cancel_futures=True)
-        self.leases.forget()
-        self.models.close()
-        self.weights.clear()
-        self.plaintexts.clear()
-        self._readers.shutdown(wait=True)
+class NoCollateral:
+    """``CollateralSource`` for KeyServices whose evidence needs none."""
 
-    @property
-    def executor(self) -> Executor:
-        """For what waits."""
-        return self._cold
+    def collateral(self, evidence: Evidence) -> Collateral:
+        """Nothing.
 
-    def _take_start(self) -> Timings | None:
-        start, self._start = self._start, None
-        return start
+        :raises Unavailable: ``collateral-unavailable`` for TEEs that need some.
+        """
+        if evidence.tee not in (TeeType.NITRO, TeeType.SIMULATION):
+            raise Unavailable(
+                "collateral-unavailable",
+                f"evidence of {evidence.tee} cannot be verified without collateral",
+                hint="Start the runtime with --collateral.",
+            )
+        return Collateral()
+
+
+def read_bundle(path: Path, options: RuntimeOptions, clock: Clock) -> TrustBundle:
+    """The trust bundle, as signed by the root that the measured configuration pins.
+
+    :raises CloisterError: as ``attest.bundle.open_bundle``; ``bundle-unreadable``.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BUNDLE + 1)
+    except OSError as error:
+        raise InvalidInput("bundle-unreadable", f"cannot read the trust bundle {path}: {error.strerror}") from error
+    return open_bundle(data, options.bundle_root, options.bundle_version, clock.now())
+
+
+def open_store(where: str, client: HttpClient) -> ModelStore:
+    """A model store at a URL or in a directory."""
+    if where.startswith(("http://", "https://")):
+        return HttpStore(client, where)
+    return DirectoryStore(Path(where))
+
+
+def simulated(key_file: Path, options: RuntimeOptions, clock: Clock) -> tuple[Attester, RuntimeIdentity]:
+    """The simulated TEE, measured over the installed code; the key file is the "platform".
+
+    :param key_file: 64 hexadecimal digits, the seed of an Ed25519 key.
+    :raises InvalidInput: ``simulation-key-malformed``. :raises Unavailable: ``installation-unreadable``.
+    """
+    from cloister.adapters.tee.simulation import SimulatedAttester
+
+    try:
+        seed = SecretBytes.key(bytes.fromhex(key_file.read_text(encoding="ascii").strip()))
+    except (OSError, ValueError, InvalidInput) as error:
+        raise InvalidInput(
+            "simulation-key-malformed",
+            f"{key_file} does not hold a simulation key",
+            hint="It is a file with 64 hexadecimal digits.",
+        ) from error
+    configuration = options.measured().digest
+    attester = SimulatedAttester(SigningKey.from_seed(seed), clock, configuration_digest=configuration)
+    return attester, RuntimeIdentity(attester.tee, attester.measurement, configuration)
+
+
+def genuine(options: RuntimeOptions) -> tuple[Attester, RuntimeIdentity]:
+    """The TEE of this machine.
+
+    :raises Unavailable: ``evidence-unavailable``. :raises Refused: ``tee-ambiguous``.
+    """
+    from cloister.adapters.tee.detect import detect
+    from cloister.adapters.tee.measurement import own_measurement
+
+    attester = detect()
+    return attester, RuntimeIdentity(attester.tee, own_measurement(attester), options.measured().digest)
+
+
+def compose(
+    options: RuntimeOptions,
+    *,
+    keyservice: str,
+    bundle: Path,
+    store: str,
+    tee: tuple[Attester, RuntimeIdentity],
+    collateral: CollateralSource,
+    clock: Clock,
+    log: EventLog,
+) -> Runtime:
+    """A runtime over real adapters.
+
+    :param keyservice: its address. :param store: URL or directory.
+    :raises CloisterError: as :func:`read_bundle`, and for a malformed address.
+    """
+    trusted = read_bundle(bundle, options, clock)
+    client = HttpClient(clock)
+    link = KeyServiceLink(
+        HttpTransport(client, keyservice),
+        bundle=lambda: trusted,
+        collateral=collateral,
+        clock=clock,
+        heads=VolatileHeads(),
+    )
+    attester, identity = tee
+    ports = Ports(
+        link=link,
+        attester=attester,
+        identity=identity,
+        store=open_store(store, client),
+        clock=clock,
+        log=log,
+        bundle_digest=trusted.digest,
+        close=client.close,
+    )
+    return Runtime(options, ports)
+
+
+def process_age() -> float:
+    """Seconds since the kernel started this process; 0 where that cannot be read."""
+    try:
+        fields = Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        ticks = int(fields[19])
+        import os
+
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+async def run_until_told(
+    runtime: Runtime,
+    listen: Listen,
+    announce: Callable[[str], None],
+    *,
+    prewarm: Sequence[ModelId] = (),
+    drain_s: float = 30.0,
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain; returns how many requests were cut."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    return await serve(
+        runtime,
+        listen,
+        stopping=stopping,
+        announce=announce,
+        init_s=process_age,
+        prewarm=prewarm,
+        drain_s=drain_s,
+    )
 
 
 async def serve(
     runtime: Runtime,
+    listen: Listen,
     *,
-    host: str,
-    port: int,
     stopping: asyncio.Event,
     announce: Callable[[str], None],
     init_s: Callable[[], float],
+    prewarm: Sequence[ModelId] = (),
     drain_s: float = 30.0,
 ) -> int:
     """Listen until ``stopping`` is set, then drain; returns how many requests were cut.
@@ -209,9 +218,11 @@ async def serve(
     """
     loop = asyncio.get_running_loop()
     server = HttpServer(runtime.app, log=runtime.ports.log, limits=ServerLimits(max_body=MAX_SEALED))
-    await server.start(host, port)
+    await server.start(listen.host, listen.port, path=listen.path)
     announce(server.address)
     connecting = loop.run_in_executor(runtime.executor, partial(runtime.connect, init_s()))
+    if prewarm:
+        loop.run_in_executor(runtime.executor, runtime.prewarm, prewarm)
     house = asyncio.ensure_future(_housekeeping(runtime, connecting))
     try:
         await stopping.wait()
@@ -229,15 +240,3 @@ async def _housekeeping(runtime: Runtime, connecting: asyncio.Future[None]) -> N
     while True:
         await asyncio.sleep(_HOUSEKEEPING_S)
         await loop.run_in_executor(runtime.executor, runtime.keep_house)
-
-
-def import_engines(names: tuple[str, ...]) -> None:
-    """Import what most models need while there is time; what is missing shows when a model asks for it."""
-    if "onnx" not in names:
-        return
-    from cloister.engines import _ort
-
-    try:
-        _ort.runtime()
-    except CloisterError:
-        return

@@ -12,7 +12,6 @@ import numpy as np
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.adapters.tee.simulation import SimulatedAttester
-from cloister.attest.types import Collateral, Evidence
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError
 from cloister.base.ids import ModelId
@@ -22,7 +21,8 @@ from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.engines.optimise import pack_onnx
 from cloister.engines.package import INDEX_FILE
-from cloister.runtime.app import Ports, Runtime
+from cloister.runtime.app import NoCollateral
+from cloister.runtime.core import Ports, Runtime
 from cloister.runtime.messages import RuntimeIdentity
 from cloister.runtime.options import RuntimeOptions
 from cloister.testing.keyservice import FakeKeyService
@@ -34,15 +34,6 @@ from cloister.wire.envelope import OutgoingRequest
 from cloister.wire.provisioning import ReleaseRequest
 
 MEASUREMENT = b"r" * 48
-
-
-class NoCollateral:
-    """``CollateralSource`` for simulation, which needs none."""
-
-    def collateral(self, evidence: Evidence) -> Collateral:
-        """Nothing."""
-        del evidence
-        return Collateral()
 
 
 @dataclass(slots=True)

@@ -1,0 +1,36 @@
+"""What a TEE's own evidence says of the code in it, for the code in it to say in its answers."""
+
+from __future__ import annotations
+
+from cloister.attest.types import Attester, TeeType
+
+_NOTHING_BOUND = bytes(64)
+
+
+def own_measurement(attester: Attester) -> bytes:
+    """MRENCLAVE, MRTD, launch measurement or PCR0.
+
+    Only parsed, not verified: it is this machine's own word, and whoever must believe it verifies evidence of his own.
+
+    :raises Unavailable: ``evidence-unavailable``. :raises InvalidInput: evidence that cannot be read.
+    """
+    body = attester.evidence(_NOTHING_BOUND).body
+    match attester.tee:
+        case TeeType.SGX | TeeType.TDX:
+            from cloister.attest.dcap.parse import parse as parse_quote
+            from cloister.attest.dcap.quote import TdxQuote
+
+            quote = parse_quote(body)
+            return quote.report.mr_td if isinstance(quote, TdxQuote) else quote.report.mr_enclave
+        case TeeType.SEV_SNP:
+            from cloister.attest.snp.parse import parse as parse_report
+
+            return parse_report(body).measurement
+        case TeeType.NITRO:
+            from cloister.attest.nitro.parse import parse as parse_document
+
+            return parse_document(body).pcrs[0]
+        case TeeType.SIMULATION:
+            from cloister.attest.simulation.parse import parse as parse_token
+
+            return parse_token(body).measurement
