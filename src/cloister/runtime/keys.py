@@ -7,7 +7,6 @@ symmetric round trip gives a release. Many releases run at once, one attestation
 from __future__ import annotations
 
 import threading
-from time import perf_counter
 from typing import Final
 
 from cloister.adapters.keyservice import MAX_REPLY, AttestedKeyService, KeyServiceLink
@@ -30,7 +29,8 @@ from cloister.wire.provisioning import (
 )
 
 _RENEW_BEFORE_S: Final = 10.0  # of a session's life left: attest before a call would fail
-_GONE: Final = frozenset({"session-unknown", "session-ended", "session-expired", "call-epoch-gone"})
+# What a KeyService says, unsealed, when it does not know the session: it ended, or another replica answers.
+_GONE: Final = frozenset({"call-refused", "call-epoch-gone", "session-unknown"})
 _ATTEMPTS: Final = 3
 _MAX_CHALLENGE: Final = 128
 _MAX_EVIDENCE_FILES: Final = 16
@@ -81,16 +81,15 @@ class RuntimeSession:
             session, sequence, keyservice = self._next(timings)
             call = seal_session_call(session, sequence, request.fields())
             floor = self._link.newest(keyservice)
-            started = perf_counter()
-            try:
-                result = open_session_reply(session, call, self._link.exchange("/v1/session", call, limit=MAX_REPLY))
-            except CloisterError as error:
-                if error.code not in _GONE or attempt == _ATTEMPTS - 1:
-                    raise
-                self._drop(session)
-                continue
-            finally:
-                timings.add(Stage.KEY_FETCH, perf_counter() - started)
+            with timings.stage(Stage.KEY_FETCH):
+                try:
+                    reply = self._link.exchange("/v1/session", call, limit=MAX_REPLY)
+                except CloisterError as error:
+                    if error.code in _GONE and attempt < _ATTEMPTS - 1:
+                        self._drop(session)
+                        continue
+                    raise _away(error) from error
+                result = open_session_reply(session, call, reply)
             release = Release.read(result)
             self._link.saw(keyservice, release.head, floor=floor)
             return release
@@ -153,6 +152,14 @@ class RuntimeSession:
         if len(files) > _MAX_EVIDENCE_FILES or sum(map(len, files.values())) > MAX_COLLATERAL:
             raise InvalidInput("evidence-too-long", "the TEE's own evidence is larger than the protocol allows")
         return request(WireEvidence(evidence.tee.value, evidence.body, dict(files)))
+
+
+def _away(error: CloisterError) -> Unavailable:
+    """What arrives unsealed is the network's word: it can keep keys away, and revoke nothing."""
+    retry = error.retry_after if isinstance(error, Unavailable) else None
+    return Unavailable(
+        "keyservice-unavailable", f"the KeyService gives no answer: {error.code}", retry_after=retry or 1.0
+    )
 
 
 def _unstable() -> Unavailable:
