@@ -33,6 +33,7 @@ from cloister.runtime.scheduler import Scheduler
 from cloister.runtime.serve import Sealed
 from cloister.runtime.server import RuntimeApp
 from cloister.runtime.stages import Stage, StageMetrics, Timings
+from cloister.runtime.streams import Streams
 
 _COLD_THREADS: Final = 16  # calls to the KeyService and loads at once; they wait more than they compute
 _READER_THREADS: Final = 8
@@ -109,8 +110,13 @@ class Runtime:
             deadline_s=options.deadline_s,
             started=self._take_start,
         )
+        self.streams = Streams(self.sealed, clock, deadline_s=options.deadline_s)
         self.app = RuntimeApp(
-            self.sealed, status=self.status, ready=lambda: self.session.ready, metrics=self.registry.exposition
+            self.sealed,
+            streams=self.streams,
+            status=self.status,
+            ready=lambda: self.session.ready,
+            metrics=self.registry.exposition,
         )
         gauge = self.registry.gauge
         gauge("cloister_in_flight", "Requests in a slot or waiting for one.", ask=lambda: self.scheduler.in_flight)

@@ -33,6 +33,7 @@ class Isolation(StrEnum):
 
 
 TURN_S: Final = 0.25  # while somebody waits for the room, its guests may still enter for so long: a switch is costly
+PATIENCE_S: Final = 5.0  # and streams go on for so long after that
 MAX_WAITING: Final = 256
 _MAX_HINTS: Final = 4096
 
@@ -96,6 +97,11 @@ class Rooms:
     def waiting(self) -> int:
         """Visits asked for."""
         return len(self._waiting)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether somebody has waited so long that a guest without end should leave."""
+        return bool(self._waiting) and self._clock.monotonic() > self._turn_ends + PATIENCE_S
 
     def try_enter(self, user: bytes, model: ModelId) -> Visit | None:
         """Enter at once, if nothing stands against it."""

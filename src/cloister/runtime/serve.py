@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Final, TypeVar
 
@@ -50,9 +51,10 @@ def refused() -> InvalidInput:
 
 @dataclass(slots=True)
 class Ticket:
-    """Everything a request holds while it runs; given back with :meth:`Sealed.close`.
+    """Everything a request holds while it runs; given back when the last :meth:`Sealed.close` is called.
 
     :param error: why there is no model, to be told once the request has authenticated.
+    :param holds: who still needs it: whoever answers, and a job under way for somebody who has gone.
     """
 
     prefix: RequestPrefix
@@ -61,6 +63,13 @@ class Ticket:
     pin: Pin | None
     error: CloisterError | None
     timings: Timings
+    holds: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def request(self) -> ReleaseRequest:
+        """Which keys it uses."""
+        return self.lease.request
 
 
 class Sealed:
@@ -172,6 +181,17 @@ class Sealed:
                 _took(timings, start)
         raise Unavailable("runtime-overloaded", "leases end before they can be used", retry_after=1.0)
 
+    async def keep(self, ticket: Ticket) -> None:
+        """For a stream, before each of its inferences: the newest lease, and nobody else's turn.
+
+        :raises CloisterError: as the KeyService says; Unavailable when others have waited long enough.
+        """
+        ticket.lease = await self._lease(ticket.request, Timings())
+        if not self.rooms.confirm(ticket.visit, co_tenancy=ticket.lease.release.co_tenancy):
+            raise Unavailable("room-wanted", "policies do not allow these models together any more", retry_after=1.0)
+        if self.rooms.overdue:
+            raise Unavailable("room-wanted", "others wait for this instance; send the rest again", retry_after=1.0)
+
     async def _pin(self, lease: Lease, timings: Timings) -> tuple[Pin | None, CloisterError | None]:
         place = Place(lease.request.model, lease.release.manifest_digest)
         for _ in range(_ATTEMPTS):
@@ -188,7 +208,11 @@ class Sealed:
         raise Unavailable("runtime-overloaded", "models evict each other", retry_after=1.0)
 
     def close(self, ticket: Ticket) -> None:
-        """Give back what a request held; again is harmless."""
+        """One holder less; the last one gives back what the request held."""
+        with ticket.lock:
+            ticket.holds -= 1
+            if ticket.holds:
+                return
         if ticket.pin is not None:
             ticket.pin.release()
         self.rooms.leave(ticket.visit)
@@ -198,17 +222,16 @@ class Sealed:
 
         What costs less than the way to a slot and back is done here and now, while nothing else waits.
 
-        :param keep: do not give it back after a success: more follows.
+        :param keep: the caller goes on holding the ticket: more follows.
         """
+        if keep:
+            with ticket.lock:
+                ticket.holds += 1
         if ticket.pin is not None and ticket.pin.model.cost_s < self._inline_s and self.scheduler.idle:
             try:
-                result = compute()
-            except BaseException:
+                return compute()
+            finally:
                 self.close(ticket)
-                raise
-            if not keep:
-                self.close(ticket)
-            return result
         loop = asyncio.get_running_loop()
         if self._mailbox is None:
             self._mailbox = Mailbox(loop)
@@ -221,8 +244,7 @@ class Sealed:
             except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits
                 abandon(error)
                 return
-            if not keep:
-                self.close(ticket)
+            self.close(ticket)
             mailbox.post(done, result)
 
         def abandon(error: BaseException) -> None:
@@ -294,20 +316,31 @@ class Sealed:
         envelope.verify_request_signature(ticket.prefix, bytes(message[:length]), ticket.lease.release.user_key)
         return message[length:]
 
-    def admit(self, ticket: Ticket) -> LoadedModel:
-        """The last checks of an authenticated request: not seen before, lease and quota, model whole.
+    def first(self, ticket: Ticket) -> LoadedModel:
+        """After a request has authenticated: it was not seen before, and there is a model.
 
         :raises CloisterError: to be told inside.
         """
         self._replay.admit(ticket.prefix.digest)
+        return self._model(ticket)
+
+    def again(self, ticket: Ticket) -> LoadedModel:
+        """Before each inference: lease and quota.
+
+        :raises CloisterError: to be told inside.
+        """
         self.leases.count(ticket.lease)
+        return self._model(ticket)
+
+    def _model(self, ticket: Ticket) -> LoadedModel:
         if ticket.pin is None:
             raise ticket.error or Unavailable("model-unavailable", "the model could not be loaded")
         return ticket.pin.model
 
     def _answer_to(self, ticket: Ticket, message: memoryview) -> Answer:
         try:
-            model = self.admit(ticket)
+            self.first(ticket)
+            model = self.again(ticket)
             request = bhttp.parse_request(message)
             if request.streamed:
                 raise InvalidInput("endpoint-unknown", "streams have a route of their own")

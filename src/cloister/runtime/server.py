@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 from cloister.adapters.http.message import Request, Response
@@ -12,6 +12,7 @@ from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_HEADER, MAX_REQUEST_BODY
 from cloister.runtime.serve import Sealed, refused
+from cloister.runtime.streams import Streams
 from cloister.wire.envelope import RESPONSE_MEDIA_TYPE, SEALED_SECRET, sealed_length
 
 MAX_SEALED: Final = sealed_length(MAX_REQUEST_BODY) + MAX_HEADER + SEALED_SECRET + 64
@@ -37,13 +38,13 @@ class RuntimeApp:
         status: Status,
         ready: Callable[[], bool],
         metrics: Callable[[], bytes],
-        stream: Callable[[ModelId, Request], Awaitable[Response]] | None = None,
+        streams: Streams,
     ) -> None:
         self._sealed = sealed
         self._status = status
         self._ready = ready
         self._metrics = metrics
-        self._stream = stream
+        self._streams = streams
 
     async def __call__(self, request: Request) -> Response:
         """Route one request."""
@@ -77,6 +78,6 @@ class RuntimeApp:
         if action == "infer":
             body = await request.body(MAX_SEALED)
             return Response(200, _SEALED_HEADERS, await self._sealed.answer(model, body, request.buffer))
-        if action == "stream" and self._stream is not None:
-            return await self._stream(model, request)
+        if action == "stream":
+            return Response(200, _SEALED_HEADERS, self._streams.answer(model, request.stream()))
         raise refused()
