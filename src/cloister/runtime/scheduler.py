@@ -26,13 +26,13 @@ class Job:
     """Work for a slot.
 
     :param user: whose it is; users take turns.
-    :param run: does it; raises nothing.
+    :param run: does it and returns what tells of the result; neither raises.
     :param abandon: called instead when it will never run.
     :param deadline: monotonic time after which it is abandoned with ``deadline-exceeded``.
     """
 
     user: bytes
-    run: Callable[[], None]
+    run: Callable[[], Callable[[], None]]
     abandon: Callable[[BaseException], None]
     deadline: float
     cancelled: bool = field(default=False)
@@ -159,15 +159,18 @@ class Scheduler:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             started = self._clock.monotonic()
-            try:
-                if job.cancelled or started > job.deadline:
-                    job.abandon(
-                        Unavailable("deadline-exceeded", "no slot was free in time", retry_after=self.retry_after())
-                    )
-                else:
-                    job.run()
-            finally:
-                spent = self._clock.monotonic() - started
-                with self._ready:
-                    self._running -= 1
-                    self._service_s += _SMOOTHING * (spent - self._service_s) if self._service_s else spent
+            late: Unavailable | None = None
+            deliver: Callable[[], None] | None = None
+            if job.cancelled or started > job.deadline:
+                late = Unavailable("deadline-exceeded", "no slot was free in time", retry_after=self.retry_after())
+            else:
+                deliver = job.run()
+            spent = self._clock.monotonic() - started
+            with self._ready:  # the slot is free before anybody hears of the result
+                self._running -= 1
+                self._service_s += _SMOOTHING * (spent - self._service_s) if self._service_s else spent
+            if deliver is not None:
+                deliver()
+            elif late is not None:
+                job.abandon(late)
+            del job, deliver  # what they hold is not to be kept until the next job comes

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Final, TypeVar
 
@@ -238,12 +239,14 @@ class Sealed:
         mailbox = self._mailbox
         done: asyncio.Future[T] = loop.create_future()
 
-        def run() -> None:
+        def run() -> Callable[[], None]:
             try:
                 result = compute()
             except BaseException as error:  # noqa: BLE001  # it belongs to whoever waits
-                abandon(error)
-                return
+                return partial(abandon, error)
+            return partial(finish, result)
+
+        def finish(result: T) -> None:
             self.close(ticket)
             mailbox.post(done, result)
 
