@@ -39,7 +39,7 @@ def prepare(folder: Path, names: list[str]) -> None:
         place = folder / name
         place.mkdir()
         (place / "model.onnx").write_bytes(model)
-        (place / "optimised.onnx").write_bytes(optimise._optimised(model, None))
+        (place / "optimised.onnx").write_bytes(optimise._optimised(model, ()))
         for file, data in optimise.pack_onnx(model).files.items():
             (place / file).write_bytes(data)
 

@@ -28,7 +28,10 @@ _PROVIDERS: Final = ["CPUExecutionProvider"]
 _BFLOAT16: Final = 16  # TensorProto.DataType
 _SILENT: Final = 4
 _SHRINK_EVERY: Final = 256  # calls; the one after pays some page faults
-BLOCKED_LAYOUT: Final = ["NchwcTransformer"]
+BLOCKED_LAYOUT: Final = ("NchwcTransformer",)
+# Evaluates constant parts of a graph at load, outside the arena's bound: a few bytes could ask for all memory there is.
+# Packing has done it already, on the owner's machine.
+_FOLDING: Final = ("ConstantFolding",)
 
 
 class OnnxEngine:
@@ -61,8 +64,12 @@ class OnnxEngine:
             if given:
                 options.add_external_initializers([name for name, _ in given], [value for _, value in given])
             session = ort.InferenceSession(
-                bytes(parts.graph), options, providers=_PROVIDERS, disabled_optimizers=withheld_optimizers(checked)
+                bytes(parts.graph),
+                options,
+                providers=_PROVIDERS,
+                disabled_optimizers=[*withheld_optimizers(checked), *_FOLDING],
             )
+            session.disable_fallback()  # it would print the engine's own message
         except Exception as error:  # noqa: BLE001  # its text names nodes of the decrypted model: none of it goes on
             raise _load_error(error) from None
         session._model_bytes = None  # would keep the plaintext model alive as long as the session
@@ -140,9 +147,9 @@ class OnnxSession:
         self._borrowed = []
 
 
-def withheld_optimizers(checked: CheckedGraph) -> list[str] | None:
-    """Optimisers that must not touch this graph."""
-    return None if checked.windows_fit else BLOCKED_LAYOUT
+def withheld_optimizers(checked: CheckedGraph) -> tuple[str, ...]:
+    """Optimisers that must not touch this graph, wherever it is optimised."""
+    return () if checked.windows_fit else BLOCKED_LAYOUT
 
 
 def is_lent(file: str) -> bool:

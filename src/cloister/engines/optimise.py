@@ -69,7 +69,9 @@ def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedMode
     checked = check(plain.SerializeToString(), explain=True)
     if checked.tuned or checked.external:
         raise InvalidInput("model-malformed", "the model was already packed or tuned", hint="Pack the exported model.")
-    raw = _session({GRAPH_PLAIN: plain.SerializeToString()}, Variant("plain", GRAPH_PLAIN, (), None))
+    original = plain
+    plain = _folded(plain)
+    raw = _session({GRAPH_PLAIN: original.SerializeToString()}, Variant("plain", GRAPH_PLAIN, (), None))
     known = known_answer.record(raw, seed=seed, tolerance=_MAX_TOLERANCE)
     raw.close()
     graphs = [plain]
@@ -88,7 +90,18 @@ def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedMode
     return PackedModel(Package.parse(index), {INDEX_FILE: index, **files})
 
 
-def _tuned(plain: Any, withheld: list[str] | None) -> Any:
+def _folded(model: Any) -> Any:
+    """The graph with its constant parts evaluated: still standard operators that run anywhere."""
+    import onnx
+
+    ort = _ort.runtime()
+    level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    folded = onnx.load_from_string(_optimised(model.SerializeToString(), (), level=level))
+    _trim(folded)
+    return folded
+
+
+def _tuned(plain: Any, withheld: tuple[str, ...]) -> Any:
     """The optimised graph; without the blocked layout where the check could not follow it."""
     import onnx
 
@@ -97,7 +110,7 @@ def _tuned(plain: Any, withheld: list[str] | None) -> Any:
     try:
         check(tuned.SerializeToString())
     except InvalidInput:
-        if withheld is not None:
+        if withheld:
             raise
         return _tuned(plain, BLOCKED_LAYOUT)
     return tuned
@@ -135,17 +148,19 @@ def _session(files: Mapping[str, bytes], variant: Variant) -> Session:
     return registry.engine("onnx").load(parts)
 
 
-def _optimised(model: bytes, withheld: list[str] | None) -> bytes:
-    """The graph as ONNX Runtime optimises it for this CPU, weights inside."""
+def _optimised(model: bytes, withheld: tuple[str, ...], *, level: Any = None) -> bytes:
+    """The graph as ONNX Runtime optimises it, by default for this CPU; weights inside."""
     ort = _ort.runtime()
     options = ort.SessionOptions()
+    if level is not None:
+        options.graph_optimization_level = level
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.load_model_format", "ONNX")
     descriptor = os.memfd_create("optimised", os.MFD_CLOEXEC)
     try:
         options.optimized_model_filepath = f"/proc/self/fd/{descriptor}"
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=withheld)
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(withheld))
         with open(descriptor, "rb", closefd=False) as stream:  # a descriptor has no path
             stream.seek(0)
             return stream.read()

@@ -181,6 +181,17 @@ def test_a_computed_shape_that_asks_for_gigabytes_fails_alone():
     session.close()
 
 
+def test_a_shape_computed_from_constants_is_not_evaluated_at_load():
+    sides = numpy_helper.from_array(np.array([1 << 15, 1 << 15]), "s")
+    nodes = [helper.make_node("Mul", ["s", "s"], ["t"]), helper.make_node("ConstantOfShape", ["t"], ["z"])]
+    spec = [TensorSpec("x", "FP32", (-1,))], [TensorSpec("y", "FP32", (-1, -1))]
+    bomb = small.model_of([*nodes, helper.make_node("Add", ["x", "z"], ["y"])], *spec, [sides]).SerializeToString()
+    session = OnnxEngine().load(ModelParts(bomb))  # 2**60 elements
+    with pytest.raises(CloisterError):
+        session.run({"x": np.ones(1, np.float32)})
+    session.close()
+
+
 def test_values_that_do_not_fit_their_shape():
     for tensor in (
         TensorProto(name="w", data_type=1, dims=[3], raw_data=bytes(8)),
