@@ -1,7 +1,7 @@
 """Make, run and look at a KeyService.
 
-    cloister keyservice init   --state DIR --simulation-key FILE [--configuration FILE]
-    cloister keyservice run    --state DIR --simulation-key FILE [--configuration FILE] [--bundle FILE]
+    cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE]
+    cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
     cloister keyservice status --state DIR | --address URL
 
 `init` makes the root secret, sealed to this code and this configuration, and prints what a trust bundle must name.
@@ -12,11 +12,17 @@ from __future__ import annotations
 
 import argparse
 import secrets
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.cli.output import Output
+
+if TYPE_CHECKING:
+    from cloister.base.clock import Clock
+    from cloister.keyservice.app import Tee
+    from cloister.keyservice.settings import Settings
 
 DEFAULT_LISTEN: Final = "127.0.0.1:8440"
 
@@ -26,10 +32,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("init", "run", "status"), help="what to do")
     parser.add_argument("--state", type=Path, metavar="DIR", help="where root secret and store are")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default {DEFAULT_LISTEN}")
-    parser.add_argument("--simulation-key", type=Path, metavar="FILE", help="run in the simulated TEE of this key")
+    parser.add_argument(
+        "--simulation-key",
+        type=Path,
+        metavar="FILE",
+        help="run in the simulated TEE of this key; default: the TEE of this machine",
+    )
     parser.add_argument("--configuration", type=Path, metavar="FILE", help="TOML; everything in it is measured")
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="the trust bundle in use")
-    parser.add_argument("--collateral", type=Path, metavar="DIR", help="collateral for runtimes' evidence")
+    parser.add_argument(
+        "--collateral",
+        metavar="SOURCE",
+        help="for runtimes' evidence: a folder, a bundle file or `vendors`; default: what they bring along",
+    )
     parser.add_argument("--address", metavar="URL", help="of a running KeyService, for status")
 
 
@@ -51,13 +66,19 @@ def _need(args: argparse.Namespace, name: str) -> Any:
     return value
 
 
+def _tee(args: argparse.Namespace, settings: Settings, clock: Clock) -> Tee:
+    from cloister.keyservice.app import hardware_tee, simulated_tee
+
+    return simulated_tee(args.simulation_key, settings, clock) if args.simulation_key else hardware_tee(settings)
+
+
 def _init(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
-    from cloister.keyservice.app import initialise, read_settings, simulated_tee
+    from cloister.keyservice.app import initialise, read_settings
 
     state: Path = _need(args, "state")
     settings, clock = read_settings(args.configuration), SystemClock()
-    tee = simulated_tee(_need(args, "simulation_key"), settings, clock)
+    tee = _tee(args, settings, clock)
     root = initialise(state, tee, settings, clock)
     out.result(
         {
@@ -74,16 +95,21 @@ def _init(args: argparse.Namespace, out: Output) -> int:
 
 def _run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
-    from cloister.adapters.collateral.directory import DirectoryCollateral
+    from cloister.adapters.collateral.configured import open_collateral
     from cloister.adapters.logs import JsonLog
     from cloister.adapters.process import raise_file_limit
     from cloister.adapters.process import run as run_loop
-    from cloister.keyservice.app import NoCollateral, bundle_reader, read_settings, serve, simulated_tee
+    from cloister.adapters.tee.endorsing import EndorsingAttester
+    from cloister.keyservice.app import bundle_reader, read_settings, serve
 
     state: Path = _need(args, "state")
     host, port = _listen(args.listen)
     settings, clock = read_settings(args.configuration), SystemClock()
-    tee = simulated_tee(_need(args, "simulation_key"), settings, clock)
+    tee = _tee(args, settings, clock)
+    cache = state / "collateral" if state.is_dir() else None
+    collateral = open_collateral(args.collateral, settings.anchors(), clock, cache=cache)
+    if args.collateral:  # clients then need no source of their own
+        tee = replace(tee, attester=EndorsingAttester(tee.attester, collateral))
     raise_file_limit()
     run_loop(
         serve(
@@ -93,7 +119,7 @@ def _run(args: argparse.Namespace, out: Output) -> int:
             host=host,
             port=port,
             clock=clock,
-            collateral=DirectoryCollateral(args.collateral) if args.collateral else NoCollateral(),
+            collateral=collateral,
             bundle_digest=bundle_reader(args.bundle, settings, clock),
             events=JsonLog(clock, service="keyservice"),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),

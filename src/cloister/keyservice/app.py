@@ -113,6 +113,18 @@ def simulated_tee(key_file: Path, settings: Settings, clock: Clock) -> Tee:
     return Tee(attester, SimulatedSealer(seed, measurement=measurement, configuration_digest=digest), measurement)
 
 
+def hardware_tee(settings: Settings) -> Tee:
+    """The TEE of this machine, whichever it is; never simulation.
+
+    :raises Unavailable: ``evidence-unavailable``, ``sealing-unavailable``.
+    :raises Refused: ``tee-ambiguous``. :raises Tampered: ``evidence-device-lied``.
+    """
+    from cloister.adapters.tee.open import open_tee
+
+    found = open_tee(settings.measured().digest)
+    return Tee(found.attester, found.sealer, found.measurement)
+
+
 def bundle_reader(path: Path | None, settings: Settings, clock: Clock) -> Callable[[], bytes]:
     """The digest of the trust bundle in use, read anew each time; zeros where none is configured.
 

@@ -74,16 +74,20 @@ class HardwareSealer:
             ) from error
 
 
-def open_sealer(tee: TeeType, configuration_digest: bytes, *, privilege_level: int = 0) -> Sealer:
+def open_sealer(
+    tee: TeeType, configuration_digest: bytes, *, privilege_level: int = 0, root: Path = Path("/")
+) -> Sealer:
     """The sealer of this machine's TEE.
 
     :param privilege_level: the VMPL that this process runs at (SEV-SNP).
+    :param root: where the machine's file system is; another one only to try this out.
     :raises Unavailable: ``sealing-unavailable`` where the TEE has no sealing key, or does not give it.
     """
     if tee is TeeType.SGX:
-        return gramine_sealer(configuration_digest)
+        return gramine_sealer(configuration_digest, OsDeviceFiles(root / GRAMINE_FOLDER.relative_to("/")))
     if tee is TeeType.SEV_SNP:
-        return snp_sealer(configuration_digest, privilege_level=privilege_level)
+        device = root / SEV_GUEST.relative_to("/")
+        return snp_sealer(configuration_digest, privilege_level=privilege_level, device=device)
     raise Unavailable(
         "sealing-unavailable",
         f"{tee.value} has no key that survives a restart",
