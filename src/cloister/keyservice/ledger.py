@@ -114,7 +114,11 @@ class Ledger:
         """
         genesis = self._state.genesis
         if genesis is None:
-            raise Tampered("store-empty", "the store is empty, but this KeyService has begun its log before")
+            raise Tampered(
+                "store-empty",
+                "the store is empty, but the root secret beside it is there",
+                hint="Somebody removed the log, or `init` was cut short: then remove the directory and repeat it.",
+            )
         if genesis.keyservice != keyservice:
             raise Tampered("store-other", "the store holds the log of another KeyService")
         return genesis

@@ -1,7 +1,8 @@
 """Queries and their results (spec/protocol.md, appendix A). Nothing about others than the asker is in any of them.
 
 Every ``about`` may hold ``subject``: an identity that delegated to the asker. Lists are paged: at most ``QUERY_PAGE``
-items, and ``next``, which is the next page's ``after``, and at the end empty (text) or -1 (number).
+items (``models``: half as many), and ``next``, which is the next page's ``after``, and at the end empty (text) or -1
+(number).
 
 ``whoami``
     About nothing. ``id, key, recovery, sequence, recovery_sequence, registered_at, delegates, delegated_by, time``;
@@ -124,7 +125,7 @@ class Queries:
         with self._ledger.read() as (state, _):
             rows = {f"owner:{name}": ("owner", name) for name in state.models_of.of(me)}
             rows |= {f"granted:{name}": ("granted", name) for name in state.grants_to.of(me)}
-            chosen, following = _page(rows, after)
+            chosen, following = _page(rows, after, QUERY_PAGE // 2)
             items = [
                 {"relation": relation, **_model(model)}
                 for relation, name in (rows[key] for key in chosen)
@@ -231,11 +232,11 @@ def _after(about: Fields) -> str:
     return after
 
 
-def _page(rows: Mapping[str, object], after: str) -> tuple[list[str], str]:
+def _page(rows: Mapping[str, object], after: str, size: int = QUERY_PAGE) -> tuple[list[str], str]:
     """The keys of one page in order, and the last of them if more follow."""
     rest = sorted(key for key in rows if key > after)
-    chosen = rest[:QUERY_PAGE]
-    return chosen, chosen[-1] if len(rest) > QUERY_PAGE else ""
+    chosen = rest[:size]
+    return chosen, chosen[-1] if len(rest) > size else ""
 
 
 def _model(model: Model) -> Result:

@@ -77,7 +77,15 @@ def open_root(path: Path, sealer: Sealer) -> Root:
     if len(data) > _MAX_SEALED:
         raise Tampered("unseal-failed", f"{path} is longer than anything that was ever sealed")
     what = "the sealed root"
-    fields = Fields(cbor.decode(sealer.unseal(data), limit=_MAX_SEALED, what=what), what)
+    try:
+        unsealed = sealer.unseal(data)
+    except Tampered as error:
+        raise Tampered(
+            error.code,
+            f"{path} was sealed by other code, with another configuration, on another platform, or was changed",
+            hint="Start the KeyService with the code, configuration and platform that `init` was run with.",
+        ) from error
+    fields = Fields(cbor.decode(unsealed, limit=_MAX_SEALED, what=what), what)
     good = fields.blob("context", limit=64) == Context.SEALED_STATE.encode() and fields.integer("version") == _VERSION
     secret = SecretBytes.key(fields.blob("root", exactly=32))
     fields.done()

@@ -121,6 +121,7 @@ class KeyService:
             except CloisterError as error:
                 outcome.code = error.code
                 result = error
+                self._report(error)
         return seal_reply(call.reply_secret, call.digest, result)
 
     def session(self, data: bytes) -> bytes:
@@ -146,7 +147,14 @@ class KeyService:
             except CloisterError as error:
                 outcome.code = error.code
                 result = error
+                self._report(error)
         return seal_session_reply(opened.session, call, result)
+
+    def _report(self, error: CloisterError) -> None:
+        """Tell the operator of a fault of ours or of the disk, by type: the text may hold what a caller sent."""
+        if error.code in ("keyservice-internal", "store-unavailable"):
+            cause = type(error.__cause__).__name__ if error.__cause__ else ""
+            self._events.event("internal-error", level="error", code=error.code, error=cause)
 
     def _answer(self, call: Call) -> dict[str, object]:
         if call.kind != STATEMENT and call.keys:

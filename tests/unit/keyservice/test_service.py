@@ -392,19 +392,25 @@ def test_access_shows_grants_and_consents_to_both(world: World) -> None:
 
 
 def test_lists_come_in_pages(world: World) -> None:
-    for number in range(70):
-        key = SecretBytes(number.to_bytes(32, "big"))
-        body = PublishModel(f"m{number:03}", 1, key_commitment(key), key_commitment(key))
-        world.ks.say(world.owner.statement(body), key)
+    """With as many versions as are shown: a page must stay below what a reader of CBOR accepts."""
+    secret = 0
+    for number in range(40):
+        for version in range(1, 10):
+            secret += 1
+            key = SecretBytes(secret.to_bytes(32, "big"))
+            body = PublishModel(f"m{number:03}", version, key_commitment(key), key_commitment(key))
+            world.ks.say(world.owner.statement(body), key)
     first = world.ks.ask(world.owner, "models")
     second = world.ks.ask(world.owner, "models", after=first["next"])
-    assert (len(first["items"]), len(second["items"]), second["next"]) == (64, 7, "")
-    names = [item["model"] for item in first["items"] + second["items"]]
-    assert len(set(names)) == 71
-    events = world.ks.ask(world.owner, "events")
-    rest = world.ks.ask(world.owner, "events", after=events["next"])
-    assert len(events["items"]) == 64
-    assert rest["next"] == -1
+    assert (len(first["items"]), len(second["items"]), second["next"]) == (32, 9, "")
+    assert [version["version"] for version in first["items"][0]["versions"]] == list(range(2, 10))
+    assert len({item["model"] for item in first["items"] + second["items"]}) == 41
+    seen, after = [], 0
+    while after >= 0:
+        page = world.ks.ask(world.owner, "events", after=after)
+        seen += [item["index"] for item in page["items"]]
+        after = page["next"]
+    assert len(seen) == len(set(seen)) == 363  # 360 versions, the first model, the identity, the policy
 
 
 def test_policies_are_shown_to_whoever_defined_them(world: World) -> None:
