@@ -119,7 +119,7 @@ class KeyService:
             try:
                 result = self._answer(call)
             except CloisterError as error:
-                outcome.code = error.code
+                outcome.of(error)
                 result = error
                 self._report(error)
         return seal_reply(call.reply_secret, call.digest, result)
@@ -145,7 +145,7 @@ class KeyService:
             try:
                 result = self._releases.release(opened, body)
             except CloisterError as error:
-                outcome.code = error.code
+                outcome.of(error)
                 result = error
                 self._report(error)
         return seal_session_reply(opened.session, call, result)
@@ -184,7 +184,6 @@ class KeyService:
         if done is None:
             msg = "a statement is always an entry"
             raise AssertionError(msg)
-        self._events.event("statement", action=type(verified.statement.body).__name__, sequence=done.index)
         receipt = Receipt(self._root.id, done.index, done.entry.leaf(), done.head, done.inclusion)
         return {
             "sequence": verified.statement.sequence,
@@ -223,9 +222,7 @@ class KeyService:
             if self._epochs.turn():
                 self._events.event("epoch", epoch=self._epochs.current().description.epoch.hex())
         finally:
-            destroyed = self._ledger.sweep()
-            if destroyed:
-                self._events.event("secrets-destroyed", count=destroyed)
+            self._ledger.sweep()
 
     def healthy(self) -> bool:
         """Whether it can answer: the log is open."""

@@ -1,4 +1,8 @@
-"""What the KeyService counts: calls by kind and code, their time, releases, sizes. No identity, no name (S10)."""
+"""What the KeyService counts: calls by kind, their time, and whether the service itself was fit to answer.
+
+The operator reads this, and is not trusted: no identity, no name, and not whether a call was granted or refused nor
+why, for that travels sealed (S10).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,19 @@ from typing import final
 
 from cloister.adapters.metrics import Registry
 from cloister.base.clock import Clock
+from cloister.base.errors import CloisterError, Unavailable
 
 
 @dataclass(slots=True)
 class Outcome:
-    """Of one call; ``ok`` unless said otherwise."""
+    """Of one call: ``answered``, or the code of what made the service unfit to answer."""
 
-    code: str = "ok"
+    code: str = "answered"
+
+    def of(self, error: CloisterError) -> None:
+        """The call ended with this error, which goes back sealed."""
+        if isinstance(error, Unavailable):
+            self.code = error.code
 
 
 @final
@@ -26,7 +36,7 @@ class Telemetry:
         self.registry = registry
         self._clock = clock
         self._calls = registry.counter(
-            "cloister_keyservice_calls_total", "Calls answered, by kind and code.", ("kind", "code")
+            "cloister_keyservice_calls_total", "Calls, by kind and outcome.", ("kind", "outcome")
         )
         self._refused = registry.counter(
             "cloister_keyservice_unauthenticated_total", "Calls refused before they authenticated.", ("code",)

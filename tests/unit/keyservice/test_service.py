@@ -486,11 +486,26 @@ def test_epochs_overlap(world: World) -> None:
     assert caught.value.code == "call-epoch-gone"
 
 
-def test_nothing_of_a_secret_is_logged(world: World) -> None:
+def test_the_operator_learns_nothing_from_logs_and_metrics(world: World) -> None:
+    """Neither secrets and names, nor what was said, nor whether it was granted or refused and why (S10)."""
+    with pytest.raises(Refused):
+        world.release()
     world.grant()
     world.consent()
     world.release()
-    text = repr(world.ks.events.events)  # type: ignore[attr-defined]
-    for secret in (MODEL_KEY, REQUEST):
-        assert secret.reveal().hex() not in text
-        assert repr(secret.reveal()) not in text
+    world.ks.say(world.user.statement(RotateRequestKey(world.model, key_commitment(MODEL_KEY))), MODEL_KEY)
+    world.clock.advance(REQUEST_FRESHNESS_S)  # type: ignore[attr-defined]
+    world.ks.service.maintain()
+    world.ks.disk.fail_before = 0
+    with pytest.raises(Unavailable):
+        world.release(request=world.request(MODEL_KEY))
+    metrics = world.ks.assembled.telemetry.registry.exposition().decode()
+    assert 'kind="release",outcome="answered"} 2' in metrics
+    assert 'kind="release",outcome="store-unavailable"} 1' in metrics
+    text = metrics + repr(world.ks.events.events)  # type: ignore[attr-defined]
+    for secret in (MODEL_KEY.reveal(), REQUEST.reveal(), world.user.id, world.owner.id, world.policy.digest):
+        assert secret.hex() not in text
+        assert repr(secret) not in text
+    for word in ("refused", "missing", "grant", "consent", "revoke", "rotate", "model"):
+        lines = [line for line in text.lower().splitlines() if word in line and "unauthenticated" not in line]
+        assert not lines, lines
