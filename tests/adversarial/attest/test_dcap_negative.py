@@ -147,7 +147,10 @@ ANY: dict[str, tuple[Change, str]] = {
     "chain is no PEM": (put("chain_text", b"no certificates here"), "chain-malformed"),
     "chain is empty": (put("chain_text", b""), "chain-malformed"),
     "chain with words in it": (lambda i: setattr(i, "chain_text", b"words\n" + _chain(i)), "chain-malformed"),
-    "chain with two zeros": (lambda i: setattr(i, "chain_text", _chain(i) + b"\0\0"), "chain-malformed"),
+    "chain with a zero inside": (
+        lambda i: setattr(i, "chain_text", i.pck.pem().encode() + b"\0" + _chain(i)),
+        "chain-malformed",
+    ),
     "chain of the leaf alone": (lambda i: setattr(i, "chain_text", i.pck.pem().encode()), "root-not-pinned"),
     "chain out of order": (
         lambda i: setattr(i, "chain_text", (i.pck_ca.pem() + i.pck.pem() + i.root.pem()).encode()),
@@ -232,6 +235,8 @@ TDX_ONLY: dict[str, tuple[Change, str]] = {
     "I7 profiling": (flag("td_attributes", 4), "td-under-debug"),
     "I7 reserved bit 1": (flag("td_attributes", 1), "td-reserved-attributes"),
     "I7 reserved bit 7": (flag("td_attributes", 7), "td-reserved-attributes"),
+    "I7 bit 18": (flag("td_attributes", 18), "td-reserved-attributes"),
+    "I7 provisioning agent": (flag("td_attributes", 62), "td-reserved-attributes"),
     "I7 reserved bit 23": (flag("td_attributes", 23), "td-reserved-attributes"),
     "I7 reserved bit 32": (flag("td_attributes", 32), "td-reserved-attributes"),
     "I7 reserved bit 61": (flag("td_attributes", 61), "td-reserved-attributes"),

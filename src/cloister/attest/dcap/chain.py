@@ -43,11 +43,11 @@ class Window:
 
 
 def read_chain(pem: bytes, what: str, *, most: int = 3) -> tuple[x509.Certificate, ...]:
-    """PEM text of one to ``most`` certificates, white space between them; quotes may end it with one zero byte.
+    """PEM text of one to ``most`` certificates, white space between them; quotes may end it with zero bytes.
 
     :raises InvalidInput: ``chain-malformed``.
     """
-    text = pem.removesuffix(b"\x00")
+    text = pem.rstrip(b"\x00")
     position = 0
     chain: list[x509.Certificate] = []
     while position < len(text):
