@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +42,14 @@ class LiteRtEngine:
         return LiteRtSession(interpreter, bytes(parts.graph), checked, max(1, threads))
 
 
+@dataclass(slots=True)
+class _Lane:
+    """An interpreter, and whether no tensor is empty at its present input shapes."""
+
+    interpreter: Any
+    fits: bool
+
+
 class LiteRtSession:
     """A loaded LiteRT model."""
 
@@ -52,11 +61,11 @@ class LiteRtSession:
         self._outputs = {spec.name: (index, spec) for index, spec in checked.outputs}
         if len(self._inputs) != len(checked.inputs) or len(self._outputs) != len(checked.outputs):
             raise InvalidInput("model-malformed", "two inputs or two outputs of the model have the same name")
-        self._idle: list[Any] = []
+        self._idle: list[_Lane] = []
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(MAX_INTERPRETERS)
         self._closed = False
-        self._idle.append(self._interpreter())  # a model that LiteRT refuses is refused now
+        self._idle.append(self._lane())  # a model that LiteRT refuses is refused now
 
     @property
     def inputs(self) -> Sequence[TensorSpec]:
@@ -71,11 +80,14 @@ class LiteRtSession:
         for name, (_, spec) in self._inputs.items():
             if name not in inputs or not _fits(inputs[name], spec):
                 raise InvalidInput("engine-input", "the engine refuses these inputs: a type or shape it cannot take")
-        with self._borrowed() as interpreter:
+        with self._borrowed() as lane:
+            interpreter = lane.interpreter
             try:
-                self._feed(interpreter, inputs)
+                self._feed(lane, inputs)
                 interpreter.invoke()
                 return {name: interpreter.get_tensor(self._outputs[name][0]) for name in (outputs or self._outputs)}
+            except CloisterError:
+                raise
             except (ValueError, TypeError):
                 raise InvalidInput("engine-input", "the engine refuses these inputs") from None
             except Exception:  # noqa: BLE001  # its text names nodes of the decrypted model
@@ -88,7 +100,8 @@ class LiteRtSession:
             self._idle = []
             self._model = b""
 
-    def _feed(self, interpreter: Any, inputs: Mapping[str, Array]) -> None:
+    def _feed(self, lane: _Lane, inputs: Mapping[str, Array]) -> None:
+        interpreter = lane.interpreter
         resized = False
         for name, (index, spec) in self._inputs.items():
             shape = inputs[name].shape
@@ -97,24 +110,27 @@ class LiteRtSession:
                 resized = True
         if resized:
             interpreter.allocate_tensors()
+            lane.fits = not _has_empty_tensor(interpreter)
+        if not lane.fits:
+            raise InvalidInput("engine-input", "the inputs are too small for the model")
         for name, (index, _) in self._inputs.items():
             interpreter.set_tensor(index, np.ascontiguousarray(inputs[name]))
 
     @contextmanager
-    def _borrowed(self) -> Iterator[Any]:
+    def _borrowed(self) -> Iterator[_Lane]:
         with self._places:
             with self._lock:
                 if self._closed:
                     raise Unavailable("engine-closed", "the model was unloaded")
-                interpreter = self._idle.pop() if self._idle else None
-            if interpreter is None:
-                interpreter = self._interpreter()
-            yield interpreter  # one that failed is not used again
+                lane = self._idle.pop() if self._idle else None
+            if lane is None:
+                lane = self._lane()
+            yield lane  # one that failed is not used again
             with self._lock:
                 if not self._closed:
-                    self._idle.append(interpreter)
+                    self._idle.append(lane)
 
-    def _interpreter(self) -> Any:
+    def _lane(self) -> _Lane:
         try:
             interpreter = self._library.Interpreter(
                 model_content=self._model,
@@ -122,16 +138,23 @@ class LiteRtSession:
                 experimental_op_resolver_type=self._library.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
             )
             interpreter.allocate_tensors()
-        except CloisterError:
-            raise
         except Exception:  # noqa: BLE001  # its text names nodes of the decrypted model
             raise InvalidInput("model-malformed", "the engine refuses the model") from None
-        return interpreter
+        fits = not _has_empty_tensor(interpreter)
+        if not fits and not any(-1 in spec.shape for _, spec in self._inputs.values()):
+            raise InvalidInput("model-malformed", "the model computes a tensor of no elements")
+        return _Lane(interpreter, fits)
+
+
+def _has_empty_tensor(interpreter: Any) -> bool:
+    """Kernels divide by sizes, or index rows that are not there."""
+    return any(0 in details["shape"] for details in interpreter.get_tensor_details())
 
 
 def _fits(array: Array, spec: TensorSpec) -> bool:
     return (
         array.dtype == DTYPES[spec.datatype]
         and array.ndim == len(spec.shape)
+        and array.size > 0
         and all(want in (-1, got) for want, got in zip(spec.shape, array.shape, strict=True))
     )

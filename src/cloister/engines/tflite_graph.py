@@ -13,7 +13,17 @@ from cloister.base.errors import InvalidInput
 from cloister.base.limits import MAX_GRAPH_NODES, MAX_RANK, MAX_TENSORS, MIB
 from cloister.engines.flatbuffer import Reader, Table, malformed
 from cloister.engines.port import Buffer, TensorSpec
-from cloister.engines.tflite_schema import DATATYPES, OPERATORS, POSITIVE, POSITIVE_OR_ABSENT, SCHEMA
+from cloister.engines.tflite_schema import (
+    ARITY,
+    CONSTANT_INPUTS,
+    DATATYPES,
+    FULLY_CONNECTED,
+    OPERATORS,
+    POSITIVE,
+    POSITIVE_OR_ABSENT,
+    SCHEMA,
+    SPLIT,
+)
 
 _BUDGET: Final = 1_000_000
 _MAX_TENSOR_BYTES: Final = 2048 * MIB - 1
@@ -73,8 +83,14 @@ def _graph(graph: Table, codes: list[int], buffers: list[Table]) -> CheckedModel
         if index >= len(codes):
             raise malformed("an operator has no code")
         _options(operator, codes[index])
-        _within(operator.get("inputs", []), len(tensors), low=-1)
+        operator.setdefault("inputs", [])
+        _arity(operator, codes[index])
+        _within(operator["inputs"][:2], len(tensors), low=0)
+        _within(operator["inputs"], len(tensors), low=-1 if codes[index] == FULLY_CONNECTED else 0)
         _within(operator.get("outputs", []), len(tensors), low=0)
+        for position in CONSTANT_INPUTS.get(codes[index], ()):
+            if position < len(operator["inputs"]) and not constant[operator["inputs"][position]]:
+                raise InvalidInput("operator-refused", "a shape inside the model depends on data")
         if operator.get("intermediates"):
             raise InvalidInput("operator-refused", "an operator keeps intermediate tensors")
         for output in operator.get("outputs", []):
@@ -89,6 +105,14 @@ def _graph(graph: Table, codes: list[int], buffers: list[Table]) -> CheckedModel
         tuple((index, _spec(tensors[index])) for index in outputs),
         len(operators),
     )
+
+
+def _arity(operator: Table, code: int) -> None:
+    fewest, most = ARITY.get(code, (1, 1))
+    results = len(operator.get("outputs", []))
+    wanted = operator.get("options", {}).get("num_splits", 0) if code == SPLIT else 1
+    if not fewest <= len(operator["inputs"]) <= most or results != wanted:
+        raise malformed("an operator has too few or too many inputs or outputs")
 
 
 def _options(operator: Table, code: int) -> None:

@@ -119,6 +119,32 @@ POSITIVE: Final = frozenset({"stride_w", "stride_h", "filter_width", "filter_hei
 """Options that kernels divide by; their default, where absent, is 0."""
 POSITIVE_OR_ABSENT: Final = frozenset({"dilation_w", "dilation_h", "depth_multiplier", "values_count"})
 
+MANY: Final = 1024
+_BINARY: Final = (0, 18, 23, 34, 36, 39, 40, 41, 42, 49, 54, 55, 56, 57, 70, 74, 78, 79, 82, 89, 97, 99, 100, 126)
+ARITY: Final = {
+    **dict.fromkeys(_BINARY, (2, 2)),
+    **dict.fromkeys((3, 4, 60, 65), (3, 3)),  # convolutions have a bias: without one, DEPTHWISE_CONV_2D reads address 0
+    2: (1, MANY),  # CONCATENATION
+    9: (2, 3),  # FULLY_CONNECTED
+    22: (1, 2),  # RESHAPE
+    45: (4, 4),  # STRIDED_SLICE
+    67: (3, 4),  # TRANSPOSE_CONV
+    83: (1, MANY),  # PACK
+}
+"""Fewest and most inputs, by operator; exactly one where it is not listed. Not all kernels count."""
+SPLIT: Final = 49  # the only one with several outputs
+FULLY_CONNECTED: Final = 9  # the only one that may leave its bias out by giving -1
+
+CONSTANT_INPUTS: Final = {
+    **dict.fromkeys((22, 23, 34, 39, 40, 56, 70, 74, 79, 82, 89, 97, 100), (1,)),
+    **dict.fromkeys((49, 67), (0,)),  # SPLIT's axis, TRANSPOSE_CONV's output shape
+    60: (1,),  # PADV2
+    65: (1, 2),  # SLICE
+    45: (1, 2, 3),  # STRIDED_SLICE
+}
+"""Inputs that decide shapes, by operator: they must be constants, so that every shape is known before a request runs
+(LiteRT 2.3 ends the process where RESIZE_BILINEAR meets an image of no rows)."""
+
 # BuiltinOperator to the number of its options in the union; 0 where it has none.
 OPERATORS: Final = {
     0: 11,  # ADD

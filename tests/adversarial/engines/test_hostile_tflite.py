@@ -9,6 +9,8 @@ import pytest
 
 from cloister.base.errors import InvalidInput
 from cloister.engines.flatbuffer import Slot
+from cloister.engines.litert import LiteRtEngine
+from cloister.engines.port import ModelParts
 from cloister.engines.tflite_graph import check
 from cloister.engines.tflite_schema import SCHEMA
 from cloister.testing.models import tflite
@@ -142,3 +144,61 @@ def test_every_cut_is_refused():
     for end in range(len(data) - 8):
         with pytest.raises(InvalidInput):
             check(data[:end])
+
+
+def image_model(operators: list, codes: list[int], constants: list) -> bytes:
+    """x (1 x free x free x 2) through operators over tensors x, 1, 2, ...; constants come after them."""
+    count = len(operators)
+    tensors = [tflite.tensor(name, (1, -1, -1, 2)) for name in ("x", *(f"t{i}" for i in range(count)))]
+    tensors += [tflite.tensor(f"c{i}", c.shape, datatype="INT32", buffer=i + 1) for i, c in enumerate(constants)]
+    return tflite.encode(tflite.model_of(tensors, operators, codes, inputs=[0], outputs=[count], constants=constants))
+
+
+def test_images_too_small_for_the_model_do_not_end_the_process():
+    size = np.array([3, 3], np.int32)
+    pool = tflite.operator(0, [0], [1], 5, padding=1, stride_w=1, stride_h=1, filter_width=2, filter_height=2)
+    resize = tflite.operator(1, [1, 3], [2], 15, align_corners=True)
+    session = LiteRtEngine().load(ModelParts(image_model([pool, resize], [17, 23], [size])))
+    for rows, columns in ((0, 4), (4, 0), (0, 0), (1, 1), (1, 9)):
+        with pytest.raises(InvalidInput) as caught:
+            session.run({"x": np.ones((1, rows, columns, 2), np.float32)})
+        assert caught.value.code == "engine-input"
+        assert session.run({"x": np.ones((1, 5, 4, 2), np.float32)})["t1"].shape == (1, 3, 3, 2)
+    session.close()
+
+
+def test_shapes_that_depend_on_data():
+    tensors = [tflite.tensor("x", (1, 3)), tflite.tensor("s", (2,), datatype="INT32"), tflite.tensor("y", (1, 3))]
+    model = tflite.model_of(tensors, [tflite.operator(0, [0, 1], [2])], [22], inputs=[0, 1], outputs=[2])
+    refused(model, "operator-refused")
+
+
+def test_a_model_that_computes_nothing():
+    size = np.array([0, 3], np.int32)
+    resize = tflite.operator(0, [0, 2], [1], 15, align_corners=True)
+    tensors = [
+        tflite.tensor("x", (1, 4, 4, 2)),
+        tflite.tensor("y", (1, 0, 3, 2)),
+        tflite.tensor("s", (2,), datatype="INT32", buffer=1),
+    ]
+    model = tflite.model_of(tensors, [resize], [23], inputs=[0], outputs=[1], constants=[size])
+    with pytest.raises(InvalidInput, match="model-malformed"):
+        LiteRtEngine().load(ModelParts(tflite.encode(model)))
+
+
+def test_a_convolution_without_its_bias():
+    """LiteRT 2.3 reads address 0 for a depthwise one."""
+    tensors = [
+        tflite.tensor("x", (1, 4, 4, 2)),
+        tflite.tensor("w", (1, 2, 2, 2), buffer=1),
+        tflite.tensor("y", (1, 3, 3, 2)),
+    ]
+    options = {"padding": 1, "stride_w": 1, "stride_h": 1, "depth_multiplier": 1, "activation": 0}
+    for inputs in ([0, 1], [0, 1, -1]):
+        conv = tflite.operator(0, inputs, [2], 2, **options)
+        refused(
+            tflite.model_of(
+                tensors, [conv], [4], inputs=[0], outputs=[2], constants=[np.ones((1, 2, 2, 2), np.float32)]
+            ),
+            "model-malformed",
+        )

@@ -78,3 +78,26 @@ def test_the_patient_network_in_litert():
     found = session.run({"x": model.test_inputs})["y"]
     assert np.abs(found - model.probabilities).max() < 1e-3
     session.close()
+
+
+def test_a_convolutional_litert_model_computes_a_convolution():
+    weights = np.random.default_rng(1).random((4, 2, 2, 3), np.float32)  # out, height, width, in
+    bias = np.arange(4, dtype=np.float32)
+    tensors = [
+        tflite.tensor("x", (-1, 6, 5, 3)),
+        tflite.tensor("w", weights.shape, buffer=1),
+        tflite.tensor("b", (4,), buffer=2),
+        tflite.tensor("h", (-1, 5, 4, 4)),
+        tflite.tensor("y", (-1, 2, 2, 4)),
+    ]
+    conv = {"padding": 1, "stride_w": 1, "stride_h": 1, "dilation_w": 1, "dilation_h": 1, "activation": 0}
+    pool = {"padding": 1, "stride_w": 2, "stride_h": 2, "filter_width": 2, "filter_height": 2, "activation": 0}
+    operators = [tflite.operator(0, [0, 1, 2], [3], 1, **conv), tflite.operator(1, [3], [4], 5, **pool)]
+    model = tflite.model_of(tensors, operators, [3, 17], inputs=[0], outputs=[4], constants=[weights, bias])
+    session = LiteRtEngine().load(ModelParts(tflite.encode(model)))
+    x = np.random.default_rng(2).random((3, 6, 5, 3), np.float32)
+    patches = np.lib.stride_tricks.sliding_window_view(x, (2, 2), axis=(1, 2))  # n, 5, 4, in, height, width
+    wanted = np.einsum("nhwcij,oijc->nhwo", patches, weights) + bias
+    wanted = wanted[:, :4].reshape(3, 2, 2, 2, 2, 4).max(axis=(2, 4))
+    assert np.allclose(session.run({"x": x})["y"], wanted, atol=1e-5)
+    session.close()
