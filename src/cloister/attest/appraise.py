@@ -16,7 +16,7 @@ from cloister.attest.policy_fields import FIELDS
 from cloister.attest.policy_kinds import LeftOut, Outcome, Subject, show
 from cloister.attest.policy_words import warnings
 from cloister.attest.steps import Step, Verdict
-from cloister.attest.types import Appraisal, Configuration, TeeType, VerifiedEvidence
+from cloister.attest.types import PROOF_OF_APPRAISAL, Appraisal, Configuration, TeeType, VerifiedEvidence
 from cloister.base.errors import InvalidInput, Refused
 from cloister.crypto.digest import same
 
@@ -153,6 +153,7 @@ def appraise(
         appraised_at=now,
         expires_at=verified.expires_at,
         warnings=tuple(warnings(rule)),
+        proof=PROOF_OF_APPRAISAL,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from cloister.attest import claim_names as names
 from cloister.attest.configuration import configure
 from cloister.attest.policy import Policy, Rule
-from cloister.attest.types import Claims, ClaimValue, TeeType, VerifiedEvidence
+from cloister.attest.types import PROOF_OF_VERIFICATION, Claims, ClaimValue, TeeType, VerifiedEvidence
 
 NOW = 1_800_000_000.0
 CONFIGURATION = configure({"isolation": "per-user", "co_tenancy": False, "bundle_root": b"b" * 32})
@@ -164,7 +164,7 @@ class Case:
             specific=MappingProxyType(self.specific),
             **self.claims,
         )
-        return VerifiedEvidence(claims, verified_at=NOW - 1, expires_at=NOW + 1000)
+        return VerifiedEvidence(claims, verified_at=NOW - 1, expires_at=NOW + 1000, proof=PROOF_OF_VERIFICATION)
 
 
 @pytest.fixture(params=list(TeeType), ids=lambda tee: tee.value)

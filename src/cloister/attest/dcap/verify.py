@@ -46,7 +46,7 @@ from cloister.attest.dcap.reasons import (
     classify,
 )
 from cloister.attest.steps import Steps
-from cloister.attest.types import Collateral, Evidence, TeeType, VerifiedEvidence
+from cloister.attest.types import PROOF_OF_VERIFICATION, Collateral, Evidence, TeeType, VerifiedEvidence
 from cloister.base.errors import InvalidInput, Refused, Tampered
 from cloister.crypto.digest import same
 
@@ -154,7 +154,8 @@ def _verify(  # noqa: PLR0917  # the two public functions with their kind of TEE
     ]
     ends = [w.end for w in windows] + [paths.crl_window(crl).end for crl in (root_crl, pck_crl)]
     ends += [float(parts.tcb_info.window.next_update), float(parts.qe_identity.window.next_update)]
-    return VerifiedEvidence(claims_of(quote, platform, tcb), verified_at=now, expires_at=min(ends))
+    claims = claims_of(quote, platform, tcb)
+    return VerifiedEvidence(claims, verified_at=now, expires_at=min(ends), proof=PROOF_OF_VERIFICATION)
 
 
 def _parse(tee: TeeType, evidence: Evidence) -> SgxQuote | TdxQuote:

@@ -16,7 +16,15 @@ from cloister.attest import x509
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.nitro.parse import NitroDocument, parse
 from cloister.attest.steps import Steps
-from cloister.attest.types import Claims, ClaimValue, Collateral, Evidence, TeeType, VerifiedEvidence
+from cloister.attest.types import (
+    PROOF_OF_VERIFICATION,
+    Claims,
+    ClaimValue,
+    Collateral,
+    Evidence,
+    TeeType,
+    VerifiedEvidence,
+)
 from cloister.base.errors import InvalidInput, Refused, Tampered
 from cloister.base.limits import CLOCK_SKEW_S
 
@@ -70,6 +78,7 @@ def verify(
         claims=_claims(document, debug=debug),
         verified_at=now,
         expires_at=min(certificate.not_after for certificate in (*issuers, leaf)),
+        proof=PROOF_OF_VERIFICATION,
     )
 
 

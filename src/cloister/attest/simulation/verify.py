@@ -9,7 +9,7 @@ from cloister.attest import claim_names
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.simulation.parse import WARNING, parse, parse_payload
 from cloister.attest.steps import Steps
-from cloister.attest.types import Claims, Collateral, Evidence, TeeType, VerifiedEvidence
+from cloister.attest.types import PROOF_OF_VERIFICATION, Claims, Collateral, Evidence, TeeType, VerifiedEvidence
 from cloister.base.errors import InvalidInput, Refused
 from cloister.base.limits import CLOCK_SKEW_S, MAX_SIMULATED_EVIDENCE, SIMULATED_EVIDENCE_LIFETIME_S
 from cloister.crypto.digest import Context
@@ -76,4 +76,4 @@ def verify(
             }
         ),
     )
-    return VerifiedEvidence(claims=claims, verified_at=now, expires_at=expires_at)
+    return VerifiedEvidence(claims, verified_at=now, expires_at=expires_at, proof=PROOF_OF_VERIFICATION)

@@ -41,7 +41,15 @@ from cloister.attest.snp.parse import (
 )
 from cloister.attest.snp.tcb import Product, require_at_most
 from cloister.attest.steps import Steps
-from cloister.attest.types import Claims, ClaimValue, Collateral, Evidence, TeeType, VerifiedEvidence
+from cloister.attest.types import (
+    PROOF_OF_VERIFICATION,
+    Claims,
+    ClaimValue,
+    Collateral,
+    Evidence,
+    TeeType,
+    VerifiedEvidence,
+)
 from cloister.base.errors import InvalidInput, Refused, Tampered
 from cloister.crypto.digest import same
 
@@ -110,7 +118,8 @@ def verify(
     ends = [certificate.not_after for _, certificate in chain.named]
     if chain.crl is not None:
         ends.append(chain.crl.next_update)
-    return VerifiedEvidence(claims=_claims(report, chain, leaf, signer, product), verified_at=now, expires_at=min(ends))
+    claims = _claims(report, chain, leaf, signer, product)
+    return VerifiedEvidence(claims, verified_at=now, expires_at=min(ends), proof=PROOF_OF_VERIFICATION)
 
 
 def _signer(report: SnpReport) -> Signer:
