@@ -11,6 +11,7 @@ from typing import Final
 from cloister.attest import claim_names as names
 from cloister.attest.configuration import ISOLATION_LEVELS
 from cloister.attest.policy_kinds import Allowance, Digests, Field, MaximumAge, Minimum, Numbers, Texts
+from cloister.attest.policy_register_kinds import Registers, RequiredBits
 from cloister.attest.policy_vendor_kinds import OtherPcrs, TcbMinimum, VlekCsps
 from cloister.attest.types import TeeType
 
@@ -197,7 +198,7 @@ _SGX: Final = (
     ),
     Field(
         "xfrm",
-        Numbers(),
+        Registers(),
         f"specific.{names.SGX_XFRM}",
         "xfrm-not-allowed",
         "The enabled processor features (XFRM)",
@@ -224,7 +225,7 @@ _TDX: Final = (
     _launch("mr_owner_config", names.TD_OWNER_CONFIG, 48, "MROWNERCONFIG", "the host chooses MROWNERCONFIG"),
     Field(
         "xfam",
-        Numbers(),
+        Registers(),
         f"specific.{names.TD_XFAM}",
         "xfam-not-allowed",
         "The enabled processor features (XFAM)",
@@ -267,6 +268,18 @@ def _tcb_minimum(kind: str) -> Field:
     )
 
 
+def _mitigations(kind: str, claim: str) -> Field:
+    return Field(
+        f"required_{kind}_mitigations",
+        RequiredBits(),
+        f"specific.{claim}",
+        f"{kind}-mitigations-missing",
+        f"The {kind} mitigation vector",
+        left_out=f"any-{kind}-mitigations",
+        risk="mitigations that the firmware can report are not asked for",
+    )
+
+
 _SEV_SNP: Final = (
     Field(
         "products",
@@ -277,8 +290,20 @@ _SEV_SNP: Final = (
         left_out="any-product",
         risk="every generation of processors is accepted",
     ),
+    Field(
+        "cpuids",
+        Texts(),
+        f"specific.{names.SNP_CPUID}",
+        "cpuid-not-allowed",
+        "The processor's family, model and stepping",
+        left_out="any-cpuid",
+        risk="every model and stepping of a processor is accepted",
+        implied_by="products",
+    ),
     _measurement("measurement", 48, "The launch measurement"),
     *(_tcb_minimum(kind) for kind in names.TCB_KINDS),
+    _mitigations("launch", names.SNP_LAUNCH_MITIGATIONS),
+    _mitigations("current", names.SNP_CURRENT_MITIGATIONS),
     Field(
         "vmpl",
         Numbers(3),

@@ -127,7 +127,7 @@ def wrong(code: str, where: str, message: str, hint: str | None = None) -> Inval
     return InvalidInput(code, f"policy: {where}: {message}", hint=hint, details={"place": where})
 
 
-def _items(plain: object, where: str) -> list[Any]:
+def items(plain: object, where: str) -> list[Any]:
     if not isinstance(plain, list):
         raise wrong("policy-field-type", where, f"is {kind_name(plain)}, not a list")
     if len(plain) > MAX_POLICY_ENTRIES:
@@ -189,7 +189,7 @@ class Digests(Kind):
 
     def read(self, plain: object, where: str) -> Value:
         found: set[bytes | str] = set()
-        for index, item in enumerate(_items(plain, where)):
+        for index, item in enumerate(items(plain, where)):
             place = f"{where}[{index}]"
             if self.configuration and item == CONFIGURATION_DIGEST:
                 found.add(item)
@@ -206,7 +206,7 @@ class Digests(Kind):
 
     def from_toml(self, raw: object, where: str) -> object:
         plain: list[object] = []
-        for index, item in enumerate(_items(raw, where)):
+        for index, item in enumerate(items(raw, where)):
             if isinstance(item, str) and not (self.configuration and item == CONFIGURATION_DIGEST):
                 if not re.fullmatch(r"(?:[0-9A-Fa-f]{2})*", item):
                     raise wrong("policy-field-type", f"{where}[{index}]", "is not hexadecimal text")
@@ -242,7 +242,7 @@ class Texts(Kind):
     each: bool = False
 
     def read(self, plain: object, where: str) -> Value:
-        for index, item in enumerate(items := _items(plain, where)):
+        for index, item in enumerate(found := items(plain, where)):
             place = f"{where}[{index}]"
             if not isinstance(item, str):
                 raise wrong("policy-field-type", place, f"is {kind_name(item)}, not text")
@@ -252,7 +252,7 @@ class Texts(Kind):
                 raise wrong(
                     "policy-field-range", place, f"is {item!r}", hint=f"It is one of {', '.join(self.choices)}."
                 )
-        return tuple(sorted(set(items)))
+        return tuple(sorted(set(found)))
 
     def write(self, value: Value) -> object:
         return list(value) if isinstance(value, tuple) else value
@@ -283,7 +283,7 @@ class Numbers(Kind):
     high: int = _MAX_INT
 
     def read(self, plain: object, where: str) -> Value:
-        return tuple(sorted({integer(item, f"{where}[{i}]", self.high) for i, item in enumerate(_items(plain, where))}))
+        return tuple(sorted({integer(item, f"{where}[{i}]", self.high) for i, item in enumerate(items(plain, where))}))
 
     def write(self, value: Value) -> object:
         return list(value) if isinstance(value, tuple) else value

@@ -13,7 +13,7 @@ from cloister.base.limits import MAX_NAME, MAX_POLICY
 
 _VERSION: Final = 1
 MAX_POLICY_TEXT: Final = 4 * MAX_POLICY  # hexadecimal text and comments
-_HEXADECIMAL: Final = frozenset({"xfam", "xfrm"})
+_HEXADECIMAL: Final = frozenset({"xfam", "xfrm", "required_launch_mitigations", "required_current_mitigations"})
 
 
 def parse_policy(text: str) -> Policy:
@@ -60,7 +60,8 @@ def _rule(name: str, table: object) -> Rule:
         if key == "tee":
             continue
         field = kinds.get(key)
-        leaves_out = isinstance(raw, str)  # an "any-..." text, right or wrong, is for Rule.of to judge
+        # an "any-..." text, right or wrong, is for Rule.of to judge
+        leaves_out = isinstance(raw, str) and not raw.startswith("0x")
         plain[key] = raw if field is None or leaves_out else field.kind.from_toml(raw, f"{where}.{key}")
     return Rule.of(name, tee, plain)
 
@@ -85,7 +86,7 @@ def _toml(value: Any, *, hexadecimal: bool = False) -> str:
         case int():
             return hex(value) if hexadecimal else str(value)
         case bytes():
-            return f'"{value.hex()}"'
+            return f'"{"0x" if hexadecimal else ""}{value.hex()}"'
         case list():
             return "[" + ", ".join(_toml(item, hexadecimal=hexadecimal) for item in value) + "]"
         case dict():

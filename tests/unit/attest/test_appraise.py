@@ -87,6 +87,29 @@ CHECKS: list[tuple[TeeType, dict[str, Any], str, str, object]] = [
     (TDX, {"specific": {names.TD_ATTRIBUTES: 1 << 31}}, "allow_kl", "kl-not-allowed", True),
     (TDX, {"specific": {names.TD_ATTRIBUTES: 1 << 63}}, "allow_perfmon", "perfmon-not-allowed", True),
     (SNP, {"specific": {names.SNP_PRODUCT: "Turin"}}, "products", "product-not-allowed", ["Milan", "Turin"]),
+    (SNP, {"specific": {names.SNP_CPUID: "19-01-00"}}, "cpuids", "cpuid-not-allowed", ["19-01-00"]),
+    (SNP, {"specific": {names.SNP_CPUID: None}}, "cpuids", "cpuid-not-allowed", "any-cpuid"),
+    (
+        SNP,
+        {"specific": {names.SNP_LAUNCH_MITIGATIONS: 0x11}},
+        "required_launch_mitigations",
+        "launch-mitigations-missing",
+        0x11,
+    ),
+    (
+        SNP,
+        {"specific": {names.SNP_LAUNCH_MITIGATIONS: None}},
+        "required_launch_mitigations",
+        "launch-mitigations-missing",
+        "any-launch-mitigations",
+    ),
+    (
+        SNP,
+        {"specific": {names.SNP_CURRENT_MITIGATIONS: 0x1F}},
+        "required_current_mitigations",
+        "current-mitigations-missing",
+        0x1,
+    ),
     (SNP, {"measurements": {"measurement": b"x" * 48}}, "measurement", "measurement-not-allowed", "any-measurement"),
     *[
         (

@@ -171,6 +171,45 @@ def test_a_mistake_in_an_snp_rule(case_of: Any, field: str, value: object, code:
     assert (caught.value.code, caught.value.details["place"]) == (code, f"rule.main.{field}{place}")
 
 
+@pytest.mark.parametrize("top", [7, 1 << 62, 1 << 63, 2**64 - 1])
+def test_registers_of_64_bits_have_one_encoding_and_text(case_of: Any, top: int) -> None:
+    case = case_of(TeeType.TDX)
+    case.rule["xfam"] = [top if top < 1 << 63 else top.to_bytes(8, "big"), 3]
+    policy = case.policy()
+    assert policy.rules[0].values["xfam"] == tuple(sorted({3, top}))
+    assert Policy.decode(policy.encode()) == policy
+    text = format_policy(policy)
+    assert parse_policy(text) == policy
+    written = hex(top) if top < 1 << 63 else f'"{top:#x}"'
+    assert written in text
+    assert parse_policy(text.replace(written, f'"{top:#018x}"')) == policy
+
+
+@pytest.mark.parametrize("bad", ['"e7"', '"0x"', '"0x10000000000000000"', '"0xg"', "-1", "1.5", "true", '"0x 1"'])
+def test_what_is_no_register(case_of: Any, bad: str) -> None:
+    case = case_of(TeeType.TDX)
+    text = format_policy(case.policy())
+    assert "xfam = [0x61ae7]" in text
+    with pytest.raises(InvalidInput) as caught:
+        parse_policy(text.replace("xfam = [0x61ae7]", f"xfam = [{bad}]"))
+    assert caught.value.details["place"] == "rule.main.xfam[0]"
+    case = case_of(TeeType.SEV_SNP)
+    text = format_policy(case.policy())
+    assert "required_launch_mitigations = 0x5" in text
+    with pytest.raises(InvalidInput) as caught:
+        parse_policy(text.replace("required_launch_mitigations = 0x5", f"required_launch_mitigations = {bad}"))
+    assert caught.value.details["place"] == "rule.main.required_launch_mitigations"
+
+
+def test_a_register_of_63_bits_is_no_byte_string(case_of: Any) -> None:
+    """Else one policy would have two encodings, and two digests."""
+    case = case_of(TeeType.TDX)
+    for plain in ((7).to_bytes(8, "big"), b"\xff" * 7, 1 << 64):
+        case.rule["xfam"] = [plain]
+        with pytest.raises(InvalidInput, match="policy-field-"):
+            case.policy()
+
+
 def test_pcrs_beside_the_named_ones_are_zero_or_left_out(case_of: Any) -> None:
     case = case_of(TeeType.NITRO)
     case.rule["other_pcrs"] = "zero"
