@@ -20,6 +20,8 @@ from cloister.base.errors import InvalidInput, Unavailable
 from cloister.cli.output import Output
 
 if TYPE_CHECKING:
+    import ssl
+
     from cloister.base.clock import Clock
     from cloister.keyservice.app import Tee
     from cloister.keyservice.settings import Settings
@@ -45,6 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="for runtimes' evidence: a folder, a bundle file or `vendors`; default: what they bring along",
     )
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="speak TLS with this certificate chain, PEM")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="and its key, PEM, not encrypted")
     parser.add_argument("--address", metavar="URL", help="of a running KeyService, for status")
 
 
@@ -70,6 +74,14 @@ def _tee(args: argparse.Namespace, settings: Settings, clock: Clock) -> Tee:
     from cloister.keyservice.app import hardware_tee, simulated_tee
 
     return simulated_tee(args.simulation_key, settings, clock) if args.simulation_key else hardware_tee(settings)
+
+
+def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:
+    if args.tls_cert is None and args.tls_key is None:
+        return None
+    from cloister.adapters.http.tls import server_context
+
+    return server_context(_need(args, "tls_cert"), _need(args, "tls_key"))
 
 
 def _init(args: argparse.Namespace, out: Output) -> int:
@@ -122,6 +134,7 @@ def _run(args: argparse.Namespace, out: Output) -> int:
             collateral=collateral,
             bundle_digest=bundle_reader(args.bundle, settings, clock),
             events=JsonLog(clock, service="keyservice"),
+            tls=_tls(args),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),
         )
     )

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import Registry
@@ -33,6 +33,9 @@ from cloister.keyservice.sqlite_store import SqliteRows
 from cloister.keyservice.store import Rows
 from cloister.keyservice.telemetry import Telemetry
 from cloister.log.entry import Genesis
+
+if TYPE_CHECKING:
+    import ssl
 
 ROOT_FILE: Final = "root.sealed"
 STORE_FILE: Final = "store.sqlite"
@@ -247,10 +250,12 @@ async def serve(
     bundle_digest: Callable[[], bytes],
     events: EventLog,
     ready: Callable[[str], None],
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
     :param ready: called with the address once calls are answered.
+    :param tls: to speak TLS; calls are sealed with and without it.
     """
     root = open_root(state / ROOT_FILE, tee.sealer)
     assembled = assemble(
@@ -269,7 +274,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
-        await server.start(host, port)
+        await server.start(host, port, tls=tls)
         _write_address(state / ADDRESS_FILE, server.address)
         events.event(
             "started",

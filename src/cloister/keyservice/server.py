@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.message import Request, Response
@@ -17,6 +17,9 @@ from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import KIB, MAX_CALL
 from cloister.keyservice.service import NONCE_LENGTH, KeyService
 from cloister.keyservice.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    import ssl
 
 THREADS: Final = 16  # calls wait for the disk, not for each other: those that wait share one fsync
 QUEUE: Final = 256  # calls waiting for a thread; one more is answered 503
@@ -54,12 +57,12 @@ class KeyServiceServer:
         """Where it listens."""
         return self._server.address
 
-    async def start(self, host: str, port: int) -> None:
-        """Listen.
+    async def start(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        """Listen, with TLS where it is given.
 
         :raises Unavailable: ``listen-failed``.
         """
-        await self._server.start(host, port)
+        await self._server.start(host, port, tls=tls)
         self._upkeep = asyncio.create_task(self._keep_up())
 
     async def stop(self, timeout: float) -> int:  # noqa: ASYNC109  # after it the rest is cut

@@ -5,15 +5,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
+from cloister.adapters.clock import SystemClock
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.http.client import AsyncHttpClient
 from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.message import App
 from cloister.adapters.http.server import HttpServer
+from cloister.testing.authority import Authority
 from cloister.testing.logs import MemoryLog
+
+
+class Blocking:
+    """The blocking client behind the asynchronous one's methods, so that one suite tests both."""
+
+    def __init__(self, **options: Any) -> None:
+        self.client = HttpClient(SystemClock(), **options)
+
+    async def request(self, *args: Any, **options: Any) -> Any:
+        return await asyncio.to_thread(self.client.request, *args, **options)
+
+    async def close(self) -> None:
+        self.client.close()
+
+
+@pytest.fixture(params=[AsyncHttpClient, Blocking], ids=["async", "blocking"])
+def client_class(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, SystemClock().now())
 
 
 @pytest.fixture(params=["uvloop", "asyncio"])

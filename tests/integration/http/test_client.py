@@ -25,24 +25,6 @@ SAMPLE = bytes(range(256)) * 2352
 Scripted = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Blocking:
-    """The blocking client behind the asynchronous one's methods, so that one suite tests both."""
-
-    def __init__(self, **options: Any) -> None:
-        self.client = HttpClient(SystemClock(), **options)
-
-    async def request(self, *args: Any, **options: Any) -> Any:
-        return await asyncio.to_thread(self.client.request, *args, **options)
-
-    async def close(self) -> None:
-        self.client.close()
-
-
-@pytest.fixture(params=[AsyncHttpClient, Blocking], ids=["async", "blocking"])
-def client_class(request: pytest.FixtureRequest) -> Any:
-    return request.param
-
-
 async def echo(request: Request) -> Response:
     if request.path == "/refuse":
         raise Refused("no-grant", "no grant", hint="Ask.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.attest.bundle import TrustBundle
 from cloister.attest.policy import Policy, Rule
@@ -20,10 +21,11 @@ from cloister.crypto.sign import SigningKey
 from cloister.log.entry import Entry
 from cloister.log.merkle import verify_consistency, verify_inclusion
 from cloister.log.receipt import Receipt, check_statement_receipt
+from cloister.testing.authority import Authority
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person
 from cloister.wire import calls, cbor
-from cloister.wire.calls import LogHead
+from cloister.wire.calls import Description, LogHead
 from cloister.wire.statements import Grant, PublishModel, Validity, key_commitment
 
 CLIENTS = 16
@@ -263,3 +265,17 @@ def test_hostile_bytes_get_one_answer_and_break_nothing(process: KeyServiceProce
     assert caught.value.code == "body-too-large"
     assert caller.call(calls.QUERY, person.query("whoami"))["id"] == person.id
     caller.close()
+
+
+def test_it_speaks_tls_when_told_to(process: KeyServiceProcess, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, process.clock.now())
+    certificate, key = authority.issue("127.0.0.1")
+    process.start("--tls-cert", str(certificate), "--tls-key", str(key))
+    assert process.address.startswith("https://")
+    client = HttpClient(process.clock, tls=authority.client_context())
+    try:
+        description = Description.decode(client.request("GET", process.address, "/v1/description").body)
+        assert description.keyservice == process.root.id
+    finally:
+        client.close()
+    assert process.stop() == 0

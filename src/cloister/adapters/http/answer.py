@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from cloister.adapters.http.content import Buffer
 from cloister.adapters.http.head import Headers, ResponseHead, encode_request_head, parse_response_head
 from cloister.adapters.http.limits import HeadLimits
-from cloister.adapters.http.message import Buffer
 from cloister.adapters.http.origin import Origin
 from cloister.adapters.http.problem import from_response
 from cloister.base.errors import InvalidInput, Unavailable
@@ -47,10 +48,10 @@ def no_answer(origin: Origin) -> Unavailable:
 
 def connect_failed(origin: Origin, error: Exception) -> Unavailable:
     """The request was not sent."""
-    import ssl
-
-    if isinstance(error, ssl.SSLError):
-        return Unavailable("tls-failed", f"no TLS with {origin}: {error.reason or type(error).__name__}")
+    ssl = sys.modules.get("ssl")  # whoever raises an error of it has imported it
+    if ssl is not None and isinstance(error, ssl.SSLError):
+        reason = getattr(error, "verify_message", "") or error.reason or type(error).__name__
+        return Unavailable("tls-failed", f"no TLS with {origin}: {reason}")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
     return Unavailable("connect-failed", f"cannot reach {origin}: {reason}")
 
@@ -110,6 +111,10 @@ def split_head(pending: bytes, method: str, limits: HeadLimits, origin: Origin) 
         if head.status == 101:
             raise bad_answer(origin, InvalidInput("head-malformed", "it switches protocols unasked"))
         if head.status >= 200:
+            if origin.scheme == "https" and head.length is None and not head.chunked:
+                # RFC 9112, 9.8: the end of a connection can be forged by anybody between us; no event loop tells
+                # whether TLS was closed properly
+                raise bad_answer(origin, InvalidInput("framing-ambiguous", "over TLS, it does not say how long it is"))
             return head, pending
 
 

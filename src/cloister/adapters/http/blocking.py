@@ -26,12 +26,12 @@ from cloister.adapters.http.answer import (
     split_head,
     truncated,
 )
+from cloister.adapters.http.content import Buffer
 from cloister.adapters.http.framing import Framing
 from cloister.adapters.http.head import IDEMPOTENT, Headers, ResponseHead
 from cloister.adapters.http.limits import SCRATCH, ClientLimits
-from cloister.adapters.http.message import Buffer
 from cloister.adapters.http.origin import Origin, Proxy, parse_origin
-from cloister.adapters.http.tunnel import MAX_ANSWER, check_tunnel
+from cloister.adapters.http.tunnel import TunnelAnswer
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput, Unavailable
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _TIMEVAL: Final = struct.Struct("@ll")
 _MAX_VECTOR: Final = 64  # buffers in one sendmsg
+_TUNNEL_READ: Final = 4096
 _FIRST_GUESS: Final = 64 * 1024  # of an answer without a length
 
 
@@ -276,41 +277,47 @@ class HttpClient:
             connection.close()
         if self._closed:
             raise Unavailable("client-closed", "this client is closed")
-        seconds = min(self.limits.connect_s, until - self._clock.monotonic())
-        if seconds <= 0:
+        connect_until = min(until, self._clock.monotonic() + self.limits.connect_s)
+        if connect_until <= self._clock.monotonic():
             raise deadline_exceeded(origin)
         try:
-            connection = _Socket(self._connect(origin, seconds), origin, self._clock)
+            connection = _Socket(self._connect(origin, connect_until), origin, self._clock)
         except OSError as error:
             raise connect_failed(origin, error) from error
         connection.until = until
         return connection
 
-    def _connect(self, origin: Origin, seconds: float) -> socket.socket:
+    def _left(self, until: float) -> float:
+        left = until - self._clock.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def _connect(self, origin: Origin, until: float) -> socket.socket:
         if origin.scheme == "unix":
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                sock.settimeout(seconds)
+                sock.settimeout(self._left(until))
                 sock.connect(origin.path)
             except BaseException:
                 sock.close()
                 raise
             return sock
         proxy = self._proxy if self._proxy is not None and self._proxy.serves(origin) else None
-        sock = socket.create_connection((proxy.host, proxy.port) if proxy else (origin.host, origin.port), seconds)
+        place = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
+        sock = socket.create_connection(place, self._left(until))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if proxy is not None:
+                sock.settimeout(self._left(until))
                 sock.sendall(proxy.connect_request(origin))
-                answer = b""
-                while not answer.endswith(b"\r\n\r\n"):
-                    more = sock.recv(MAX_ANSWER)
-                    answer += more
-                    if not more or len(answer) > MAX_ANSWER:
-                        raise ConnectionError("the proxy's answer is not HTTP")
-                check_tunnel(answer)
+                answer = TunnelAnswer(proxy)
+                while not answer.feed(sock.recv(_TUNNEL_READ)):
+                    sock.settimeout(self._left(until))  # for all of it: a dripping proxy gains nothing
             if origin.scheme == "https":
-                return self._tls_context().wrap_socket(sock, server_hostname=origin.host)
+                tls = self._tls_context()
+                sock.settimeout(self._left(until))  # the whole handshake's
+                return tls.wrap_socket(sock, server_hostname=origin.host)
         except BaseException:
             sock.close()
             raise

@@ -19,12 +19,12 @@ from cloister.adapters.http.answer import (
     request_head,
 )
 from cloister.adapters.http.buffers import BufferPool
+from cloister.adapters.http.content import Content
+from cloister.adapters.http.dial import dial
 from cloister.adapters.http.head import IDEMPOTENT, Headers, ResponseHead
 from cloister.adapters.http.limits import SCRATCH, ClientLimits
 from cloister.adapters.http.link import Link
-from cloister.adapters.http.message import Content
 from cloister.adapters.http.origin import Origin, Proxy, parse_origin
-from cloister.adapters.http.tunnel import open_tunnel
 from cloister.base.errors import InvalidInput, Unavailable
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ class AsyncHttpClient:
         :param length: of a body given as an iterator, where it is known; it is sent in chunks otherwise.
         :param deadline_s: until the answer's head.
         :param idempotent: whether sending it twice does no harm; by its method when None.
-        :raises Unavailable: ``connect-failed``, ``tls-failed`` (nothing was sent); ``no-answer``, ``deadline-exceeded``
-            (it may have been carried out); ``bad-gateway-answer``; ``client-overloaded``.
+        :raises Unavailable: ``connect-failed``, ``tls-failed``, ``proxy-refused`` (nothing was sent); ``no-answer``,
+            ``deadline-exceeded`` (it may have been carried out); ``bad-gateway-answer``; ``client-overloaded``.
         :raises InvalidInput: ``origin-malformed``, ``header-malformed``, ``method-unknown``.
         """
         place = parse_origin(origin)
@@ -189,7 +189,6 @@ class AsyncHttpClient:
 
     async def _connect(self, origin: Origin) -> Link:
         self._opening[origin] = self._opening.get(origin, 0) + 1
-        loop = asyncio.get_running_loop()
 
         def make() -> Link:
             return Link(origin, self._pool, self._scratch, self.limits.head, self._lost)
@@ -197,17 +196,7 @@ class AsyncHttpClient:
         link: Link | None = None
         try:
             async with asyncio.timeout(self.limits.connect_s):
-                if origin.scheme == "unix":
-                    _, link = await loop.create_unix_connection(make, origin.path)
-                elif origin.scheme == "http":
-                    _, link = await loop.create_connection(make, origin.host, origin.port)
-                elif self._proxy is not None and self._proxy.serves(origin):
-                    sock = await open_tunnel(self._proxy, origin)
-                    tls = self._tls_context()
-                    _, link = await loop.create_connection(make, sock=sock, ssl=tls, server_hostname=origin.host)
-                else:
-                    tls = self._tls_context()
-                    _, link = await loop.create_connection(make, origin.host, origin.port, ssl=tls)
+                link = await dial(make, origin, tls=self._tls_context, proxy=self._proxy)
         except (OSError, TimeoutError) as error:
             raise connect_failed(origin, error) from error
         finally:

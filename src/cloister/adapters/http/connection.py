@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, cast
 
 from cloister.adapters.http import problem
 from cloister.adapters.http.body import Body
+from cloister.adapters.http.content import Buffer
 from cloister.adapters.http.head import RequestHead, incomplete_head_is_bad, parse_request_head
 from cloister.adapters.http.limits import SCRATCH
-from cloister.adapters.http.message import Buffer, Request, Response
+from cloister.adapters.http.message import Request, Response
 from cloister.adapters.http.outlet import Outlet
 from cloister.adapters.http.response import answer_head, chunk
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
@@ -365,7 +366,8 @@ class Connection(asyncio.BufferedProtocol):
         self._since = self._loop.time()
         self._server.linger(self)
         try:
-            self._transport.write_eof()
+            if self._transport.can_write_eof():  # TLS cannot half-close
+                self._transport.write_eof()
         except OSError:  # it is gone already, and the loop has not noticed
             self._transport.abort()
             return

@@ -10,9 +10,9 @@ from typing import cast
 from cloister.adapters.http.answer import NoAnswerError, bad_answer, split_head, truncated
 from cloister.adapters.http.body import Body
 from cloister.adapters.http.buffers import BufferPool
+from cloister.adapters.http.content import Buffer, Content
 from cloister.adapters.http.head import ResponseHead
 from cloister.adapters.http.limits import HeadLimits
-from cloister.adapters.http.message import Buffer, Content
 from cloister.adapters.http.origin import Origin
 from cloister.adapters.http.outlet import Outlet
 from cloister.adapters.http.response import chunk

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cloister.adapters.http.body import Body, BodyStream
-from cloister.adapters.http.buffers import Lease
-from cloister.adapters.http.head import Headers, RequestHead
+if TYPE_CHECKING:  # the blocking client builds and reads problems with this module, and knows no event loop
+    from cloister.adapters.http.body import Body, BodyStream
+    from cloister.adapters.http.buffers import Lease
+    from cloister.adapters.http.content import Content
+    from cloister.adapters.http.head import Headers, RequestHead
 
-Buffer = bytes | bytearray | memoryview
-Content = Buffer | Sequence[Buffer] | AsyncIterator[Buffer]
 App = Callable[["Request"], Awaitable["Response"]]
 
 REASONS: Final[dict[int, str]] = {

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from cloister.adapters.http.message import Buffer
+from cloister.adapters.http.content import Buffer
 
 _JOIN: Final = 64 * 1024  # up to here one copy is cheaper than a vector
 
@@ -21,12 +21,14 @@ class Outlet:
     __slots__ = ("_drained", "_paused", "_seen_at", "_seen_size", "_transport")
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
-        transport.set_write_buffer_limits(high=0)
         self._transport = transport
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
         self._seen_at = 0.0
         self._seen_size = -1
+        # TLS pauses at its mark, plain transports above it; it keeps an encrypted copy, and no buffer either.
+        tls = transport.get_extra_info("sslcontext") is not None
+        transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
 
     async def send(self, buffers: Sequence[Buffer]) -> None:
         """Write all of ``buffers``.

@@ -6,8 +6,9 @@ import math
 import re
 from typing import Final
 
+from cloister.adapters.http.content import Buffer
 from cloister.adapters.http.head import Headers
-from cloister.adapters.http.message import Buffer, Response
+from cloister.adapters.http.message import Response
 from cloister.base.errors import FAMILIES, CloisterError, Unavailable
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -35,6 +36,8 @@ STATUS: Final[dict[str, int]] = {
     "bad-gateway-answer": 502,
     "connect-failed": 502,
     "no-answer": 502,
+    "proxy-refused": 502,
+    "tls-failed": 502,
     "deadline-exceeded": 504,
 }
 

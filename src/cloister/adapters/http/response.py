@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from cloister.adapters.http.content import Buffer
 from cloister.adapters.http.head import encode_fields
-from cloister.adapters.http.message import REASONS, Buffer, Response
+from cloister.adapters.http.message import REASONS, Response
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import stat
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloister.adapters.http.buffers import BufferPool
 from cloister.adapters.http.connection import Connection
@@ -15,6 +15,9 @@ from cloister.adapters.http.limits import SCRATCH, ServerLimits
 from cloister.adapters.http.message import App
 from cloister.adapters.logs import EventLog
 from cloister.base.errors import Unavailable
+
+if TYPE_CHECKING:
+    import ssl
 
 _BACKLOG: Final = 1024
 _SWEEP_S: Final = 1.0
@@ -48,7 +51,7 @@ class HttpServer:
 
     @property
     def address(self) -> str:
-        """The origin for clients: ``http://host:port`` or ``unix:/path``."""
+        """The origin for clients: ``http://host:port``, ``https://host:port`` or ``unix:/path``."""
         return self._address
 
     @property
@@ -56,9 +59,18 @@ class HttpServer:
         """Open connections, with those that only wait for their client to stop sending."""
         return len(self._active) + len(self._lingering)
 
-    async def start(self, host: str = "127.0.0.1", port: int = 0, *, path: Path | None = None) -> None:
+    async def start(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        path: Path | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         """Listen on TCP (port 0: any free one) or, with ``path``, on a Unix socket that only its owner may open.
 
+        :param tls: speak TLS on TCP, see ``tls.server_context``. A handshake may take ``head_s``; connections in it
+            do not count towards ``max_connections``.
         :raises Unavailable: ``listen-failed``.
         """
         loop = asyncio.get_running_loop()
@@ -67,10 +79,18 @@ class HttpServer:
                 self._listener = await self._listen_unix(loop, path)
                 self._address = f"unix:{path}"
             else:
-                self._listener = await loop.create_server(self._connect, host, port, backlog=_BACKLOG)
+                self._listener = await loop.create_server(
+                    self._connect,
+                    host,
+                    port,
+                    backlog=_BACKLOG,
+                    ssl=tls,
+                    ssl_handshake_timeout=None if tls is None else self.limits.head_s,
+                    ssl_shutdown_timeout=None if tls is None else self.limits.linger_s,
+                )
                 bound = self._listener.sockets[0].getsockname()
                 name = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-                self._address = f"http://{name}:{bound[1]}"
+                self._address = f"{'http' if tls is None else 'https'}://{name}:{bound[1]}"
         except OSError as error:
             where = str(path) if path is not None else f"{host}:{port}"
             raise Unavailable("listen-failed", f"cannot listen on {where}: {error.strerror}") from error

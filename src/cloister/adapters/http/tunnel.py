@@ -1,46 +1,46 @@
-"""A tunnel through an HTTP proxy, for the asynchronous client."""
+"""What a proxy answers to CONNECT (RFC 9110, section 9.3.6). Pure; a proxy is a stranger like any other."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-import socket
 from typing import Final
 
-from cloister.adapters.http.origin import Origin, Proxy
+from cloister.adapters.http.origin import Proxy
+from cloister.base.errors import Unavailable
 
-MAX_ANSWER: Final = 8192
-ACCEPTED: Final = re.compile(rb"HTTP/1\.[01] 2[0-9][0-9][ \r]")
-
-
-async def open_tunnel(proxy: Proxy, origin: Origin) -> socket.socket:
-    """A connected, non-blocking socket whose other end is ``origin``.
-
-    :raises ConnectionError: the proxy refuses, or does not speak HTTP.
-    :raises OSError: it cannot be reached.
-    """
-    loop = asyncio.get_running_loop()
-    places = await loop.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
-    sock = socket.socket(places[0][0], socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await loop.sock_connect(sock, places[0][4])
-        await loop.sock_sendall(sock, proxy.connect_request(origin))
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n"):
-            more = await loop.sock_recv(sock, MAX_ANSWER)
-            answer += more
-            if not more or len(answer) > MAX_ANSWER:
-                raise ConnectionError("the proxy's answer is not HTTP")
-        check_tunnel(answer)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+_MAX_ANSWER: Final = 8192
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])[ \r]")
 
 
-def check_tunnel(answer: bytes) -> None:
-    """Raise ConnectionError unless the proxy's answer opens the tunnel."""
-    if ACCEPTED.match(answer) is None:
-        raise ConnectionError("the proxy refuses a tunnel")
+class TunnelAnswer:
+    """Feed it until it says that the tunnel is open."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._seen = b""
+
+    def feed(self, data: bytes) -> bool:
+        """Take what the proxy sent, empty at the end of its stream; returns whether the tunnel is open.
+
+        A server in a tunnel speaks second, so bytes behind the answer are the proxy's own and refused.
+
+        :raises Unavailable: ``proxy-refused``: another status than 2xx, or no HTTP.
+        """
+        self._seen += data
+        head, end, rest = self._seen.partition(b"\r\n\r\n")
+        status = _STATUS.match(self._seen)
+        if status is not None and status[1][:1] != b"2":
+            hint = "Put user and password into HTTPS_PROXY." if status[1] == b"407" else None
+            raise self._refused(f"answers {status[1].decode()} to CONNECT", hint)
+        if end:
+            if status is None or rest:
+                raise self._refused("does not answer CONNECT as HTTP/1.1 does")
+            return True
+        if not data:
+            raise self._refused("closed the connection instead of opening a tunnel")
+        if len(head) > _MAX_ANSWER:
+            raise self._refused("answers CONNECT with a head without end")
+        return False
+
+    def _refused(self, what: str, hint: str | None = None) -> Unavailable:
+        return Unavailable("proxy-refused", f"the proxy {self._proxy.host}:{self._proxy.port} {what}", hint=hint)
