@@ -47,6 +47,7 @@ class Ledger:
         self._holders: Table[tuple[str, ...]] = Table()
         self._groups: Table[tuple[str, ...]] = Table()
         self._activity: Table[Activity] = Table()
+        self._traffic = Activity()
         self._queues: Table[Queue] = Table()
         self._waiting: dict[str, Line] = {}
         self._heads: list[tuple[int, str]] = []  # (sequence of the head, model), sorted: longest waiting first
@@ -76,6 +77,7 @@ class Ledger:
                 self._backlog,
                 self._open_slots,
                 self._starting,
+                self._traffic,
             )
         return self._snapshot
 
@@ -108,13 +110,8 @@ class Ledger:
 
     def arrived(self, model: str, now: float) -> None:
         """Note an arrival, for the estimate of the next."""
-        old = self._activity.get(model)
-        if old is None:
-            new = Activity(arrivals=1, last_arrival=now)
-        else:
-            gaps = observed(old.gaps, now - old.last_arrival)
-            new = Activity(old.arrivals + 1, now, gaps, old.in_flight, old.last_completion, old.execution_s)
-        self._activity = self._activity.put(model, new)
+        self._activity = self._activity.put(model, _came(self._activity.get(model) or Activity(), now))
+        self._traffic = _came(self._traffic, now)
         self._snapshot = None
 
     def enqueue(self, request: Request, *, first: bool = False) -> None:
@@ -309,6 +306,11 @@ class Ledger:
         elif old is not None:
             self._instances = self._instances.drop(old.id)
         self._snapshot = None
+
+
+def _came(seen: Activity, now: float) -> Activity:
+    gaps = observed(seen.gaps, now - seen.last_arrival) if seen.arrivals else ()
+    return Activity(seen.arrivals + 1, now, gaps, seen.in_flight, seen.last_completion, seen.execution_s)
 
 
 def _flying(seen: Activity, change: int) -> Activity:

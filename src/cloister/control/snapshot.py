@@ -234,6 +234,7 @@ class Snapshot:
     :param backlog: requests waiting, over all models.
     :param open_slots: requests that all ready instances together could take now.
     :param starting: instances starting.
+    :param traffic: arrivals of all models together.
     """
 
     fleet: Fleet
@@ -248,6 +249,7 @@ class Snapshot:
     backlog: int
     open_slots: int
     starting: int
+    traffic: Activity
 
     @property
     def room(self) -> int:

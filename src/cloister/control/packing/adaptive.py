@@ -28,8 +28,7 @@ from cloister.control.packing.room import can_take, to_evict
 from cloister.control.snapshot import Instance, InstanceState, Model, Request, Snapshot
 from cloister.control.table import Table
 
-SMOOTHING = 1 / 8  # weight of the newest observation, as in TCP's round-trip estimate (RFC 6298)
-HORIZONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # where keeping is weighed, as shares of the longest that could pay
+HORIZONS = tuple(2.0**-n for n in range(8))  # where keeping is weighed, as shares of the longest that could pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +45,12 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Rent:
-    """Of one instance: seconds of rent in hand, and the delay that it spares per request."""
+    """Of one instance: seconds of rent in hand; the delay that it spared, and its requests, both leaking."""
 
     balance: float
     at: float
-    saving: float
+    spared: float
+    uses: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class _Option:
     cost: float  # delay it adds, to the request and to others, in seconds
     avoidable: float  # the part that one more instance would have spared
     instances: tuple[str, ...]
+    losing: tuple[str, ...] = ()  # models it pushes out
 
 
 class Adaptive:
@@ -134,6 +135,7 @@ class Adaptive:
         self, snapshot: Snapshot, state: AdaptiveState, model: Model, now: float, below: float
     ) -> _Option | None:
         best, avoidable, found = below, 0.0, []
+        losing: tuple[str, ...] = ()
         if snapshot.open_slots <= 0:
             return None
         for name in snapshot.order:
@@ -150,10 +152,10 @@ class Adaptive:
                 continue
             cost += sum(self._reload(snapshot, other, now) for other in going)
             if cost < best - 1e-9:
-                best, avoidable, found = cost, cost - model.load_s, [name]
+                best, avoidable, found, losing = cost, cost - model.load_s, [name], going
             elif cost <= best + 1e-9:
                 found.append(name)
-        return _Option(best, avoidable, tuple(found)) if found else None
+        return _Option(best, avoidable, tuple(found), losing) if found else None
 
     @staticmethod
     def _wait_s(snapshot: Snapshot, model: Model) -> tuple[float, float]:
@@ -199,7 +201,9 @@ class Adaptive:
         if own.value >= model.load_s and (spare := self._spare(snapshot, state, model)) is not None:
             preload, own, fleet = ((spare, model.id),), Account(0.0, now), Account(0.0, now)
         elif snapshot.room > 0 and self._pays(snapshot, model, fleet):
-            start, fleet = (Start(POOL, (model.id,)),), Account(0.0, now)
+            wanted = option.losing or (model.id,)
+            if self._keeps(snapshot, wanted, option.avoidable, now):
+                start, fleet = (Start(POOL, wanted),), Account(0.0, now)
         state = replace(state, models=state.models.put(model.id, own), fleet=fleet)
         return Decision(action, start, preload=preload), state
 
@@ -231,12 +235,14 @@ class Adaptive:
         cold = model.start_s + model.load_s
         waited = now - request.arrived
         pending = snapshot.starting * fleet.concurrency
-        if snapshot.starting and snapshot.backlog <= pending:
-            expected = min(expected, cold)
+        if snapshot.starting:
+            each = model.service_s * fleet.slower(fleet.concurrency)
+            beyond = max(0, snapshot.backlog - pending)
+            expected = min(expected, cold + beyond * each / (len(snapshot.order) * fleet.concurrency))
         avoidable = max(0.0, expected - cold) if snapshot.starting else min(expected, fleet.keep_alive_s)
         account = state.fleet.plus(avoidable, now, fleet.keep_alive_s)
         start: tuple[Start, ...] = ()
-        none_up = len(snapshot.order) == snapshot.starting and snapshot.backlog > pending
+        none_up = not snapshot.order
         overdue = waited >= fleet.keep_alive_s and snapshot.backlog > pending
         if snapshot.room > 0 and (none_up or overdue or self._pays(snapshot, model, account)):
             start, account = (Start(POOL, (model.id,)),), Account(0.0, now)
@@ -266,7 +272,10 @@ class Adaptive:
     def pull(
         self, snapshot: Snapshot, state: AdaptiveState, instance: str, now: float
     ) -> tuple[str | None, AdaptiveState]:
-        """The waiting model whose head is due first, where what it costs to serve it here counts as lateness."""
+        """The waiting model whose head is due first: its arrival, plus what loading it here costs, plus its service.
+
+        Short ones go ahead of long ones of the same age, which is what keeps the mean low; age wins in the end.
+        """
         there = snapshot.instances[instance]
         wanted = state.reserved.get(instance)
         if wanted is not None:
@@ -274,21 +283,27 @@ class Adaptive:
                 return (wanted if self._fits(snapshot, there, wanted) else None), state
             state = replace(state, reserved=state.reserved.drop(instance))
         best: str | None = None
-        due = inf
+        due = (inf, 0)  # when, and by how many instances it is served already
         for name in snapshot.waiting:
             queue = snapshot.queues[name]
-            if queue.head_arrived >= due:
+            if queue.head_arrived > due[0]:
                 break
-            if name in there.residents:
-                best, due = name, queue.head_arrived
+            short = snapshot.models[name].service_s
+            holders = len(snapshot.holders.get(name) or ())
+            have = there.residents.get(name)
+            if have is not None:
+                here = (round(queue.head_arrived + short + max(0.0, have.ready_at - now), 6), holders)
+                if here < due:
+                    best, due = name, here
                 continue
             cost = self._cost_here(snapshot, there, name, now)
-            if cost is None or queue.head_arrived + cost >= due:
+            if cost is None:
                 continue
+            here = (round(queue.head_arrived + short + cost, 6), holders)  # equal but for rounding: a tie
             for_hot, _ = self._wait_s(snapshot, snapshot.models[name])
-            if for_hot < cost - (now - queue.head_arrived):
+            if here >= due or for_hot < cost - (now - queue.head_arrived):
                 continue
-            best, due = name, queue.head_arrived + cost
+            best, due = name, here
         return best, state
 
     def _fits(self, snapshot: Snapshot, there: Instance, name: str) -> bool:
@@ -334,11 +349,12 @@ class Adaptive:
         if self._tilt == inf:
             return state
         longest = snapshot.fleet.keep_alive_s * self._tilt
-        rent = state.rents.get(there.id) or Rent(longest, now, model.start_s + model.load_s)
+        rent = self._rent(snapshot, state, there)
         earned = spared * self._worth(snapshot, model)
         balance = min(longest, max(0.0, rent.balance - (now - rent.at)) + earned)
-        saving = rent.saving + (spared - rent.saving) * SMOOTHING
-        return replace(state, rents=state.rents.put(there.id, Rent(balance, now, saving)))
+        left = exp(-(now - rent.at) / snapshot.fleet.keep_alive_s)
+        rent = Rent(balance, now, rent.spared * left + spared, rent.uses * left + 1.0)
+        return replace(state, rents=state.rents.put(there.id, rent))
 
     def retire(self, snapshot: Snapshot, state: AdaptiveState, now: float) -> tuple[tuple[str, ...], AdaptiveState]:
         """Instances that no longer pay their rent; of those used lately at most one at a time."""
@@ -347,38 +363,80 @@ class Adaptive:
                 state = replace(state, rents=state.rents.drop(name), reserved=state.reserved.drop(name))
         if self._tilt == inf or snapshot.backlog:
             return (), state
-        longest = snapshot.fleet.keep_alive_s * self._tilt
+        ready = [
+            there for there in map(snapshot.instances.__getitem__, snapshot.order) if there.state is InstanceState.READY
+        ]
+        idle = [there for there in ready if not there.in_flight and there.id not in state.reserved]
         going: list[tuple[float, str]] = []
         surplus: list[tuple[float, str]] = []
-        for name in snapshot.order:
-            there = snapshot.instances[name]
-            if there.state is not InstanceState.READY or there.in_flight or name in state.reserved:
-                continue
-            idle = now - max(there.last_used, there.expected_at)
-            rent = state.rents.get(name)
-            balance = longest - idle if rent is None else rent.balance - (now - rent.at)
-            if idle >= longest or not self._hopeful(snapshot, there, rent, now):
-                going.append((balance, name))
+        for there in idle:
+            rent = self._rent(snapshot, state, there)
+            balance = rent.balance - (now - rent.at)
+            if not self._hopeful(snapshot, there, rent, now, last=len(ready) == 1):
+                going.append((balance, there.id))
             elif balance <= 0:
-                surplus.append((balance, name))
+                surplus.append((balance, there.id))
         going.sort()
         if not going and surplus:
             going = [min(surplus)]
+        if going and len(going) == len(ready):  # the last one spares a cold start to whoever comes next
+            there = snapshot.instances[going.pop()[1]]
+            unused = now - max(there.last_used, there.expected_at)
+            if unused >= snapshot.fleet.keep_alive_s * self._tilt or not self._hopeful(
+                snapshot, there, self._rent(snapshot, state, there), now, last=True
+            ):
+                going.append((0.0, there.id))
         return tuple(name for _, name in going), state
 
-    def _hopeful(self, snapshot: Snapshot, there: Instance, rent: Rent | None, now: float) -> bool:
+    def _rent(self, snapshot: Snapshot, state: AdaptiveState, there: Instance) -> Rent:
+        """What is known of an instance; a new one has rent for as long as one is kept for a cold start."""
+        rent = state.rents.get(there.id)
+        if rent is not None:
+            return rent
+        cold = max(0.0, there.expected_at - there.launched_at)
+        return Rent(snapshot.fleet.keep_alive_s * self._tilt, max(there.expected_at, there.launched_at), cold, 1.0)
+
+    def _hopeful(self, snapshot: Snapshot, there: Instance, rent: Rent, now: float, *, last: bool) -> bool:
         """False when no time of waiting for its next request would pay."""
-        if not there.residents or rent is None:
+        if not there.residents:
             return True
-        any_model = snapshot.models[next(iter(there.residents))]
-        value = rent.saving * self._worth(snapshot, any_model) + any_model.start_s
+        each, rate = rent.spared / rent.uses, rent.uses / snapshot.fleet.keep_alive_s
+        return self._keeps(snapshot, tuple(there.residents), each, now, rate=rate, last=last)
+
+    def _keeps(
+        self,
+        snapshot: Snapshot,
+        names: tuple[str, ...],
+        spared: float,
+        now: float,
+        *,
+        rate: float = 0.0,
+        last: bool = False,
+    ) -> bool:
+        """True when for some horizon an idle instance with these models spares more than it costs.
+
+        :param spared: delay spared per request; ``rate``: requests a second once they come.
+        """
+        model = snapshot.models[names[0]]
+        restart = model.start_s + model.load_s
+        each = spared * self._worth(snapshot, model)
+        if last:
+            each = max(each, model.start_s * self._worth(snapshot, model))
+        if each == inf:
+            return True
+        longest = each + restart + snapshot.fleet.keep_alive_s * self._tilt
         for share in HORIZONS:
-            horizon = value * share
+            horizon = longest * share
+            value = restart + each * max(1.0, rate * horizon)
             missed = 1.0
-            for name in there.residents:
-                seen = snapshot.seen(name)
-                copies = len(snapshot.holders.get(name) or ()) or 1
-                missed *= 1.0 - returns_within(seen.gaps, now - seen.last_arrival, horizon) / copies
+            if last:
+                traffic = snapshot.traffic
+                missed = 1.0 - returns_within(traffic.gaps, now - traffic.last_arrival, horizon)
+            else:
+                for name in names:
+                    seen = snapshot.seen(name)
+                    copies = len(snapshot.holders.get(name) or ()) or 1
+                    missed *= 1.0 - returns_within(seen.gaps, now - seen.last_arrival, horizon) / copies
             if (1.0 - missed) * value >= horizon * (1.0 + missed) / 2:
                 return True
         return False
