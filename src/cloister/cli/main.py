@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),
     "runtime": ("cloister.cli.runtime", "run a runtime, which answers sealed requests"),
     "collateral": ("cloister.cli.collateral", "what verification needs beside evidence, in one file"),
+    "simulate": ("cloister.cli.simulate", "replay arrivals on a simulated fleet: latency, cost, service levels"),
     "version": ("cloister.cli.version", "print the version, the engines and the simulated measurement"),
 }
 
