@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from cloister.control.packing.port import POOL
 from cloister.control.scaling.port import Domain
-from cloister.control.snapshot import Model, Snapshot
+from cloister.control.snapshot import KEYLESS, Model, Snapshot
 
 FORGET_MIX_S = 60.0  # how long a model counts in its domain's mix of services after its last request
 
@@ -84,7 +84,7 @@ class DemandMeter:
 
 
 def _pool(snapshot: Snapshot) -> tuple[str, ...]:
-    return tuple(i for i in snapshot.order if snapshot.instances[i].group != "keyless")
+    return tuple(i for i in snapshot.order if snapshot.instances[i].group != KEYLESS)
 
 
 def _domain(

@@ -20,9 +20,8 @@ from cloister.control.ledger import Ledger
 from cloister.control.packing.port import Assign, Decision, Packer, Start
 from cloister.control.packing.room import to_evict
 from cloister.control.scaling.port import Scaler
-from cloister.control.snapshot import Fleet, Instance, InstanceState, Model, Request, Snapshot
+from cloister.control.snapshot import KEYLESS, Fleet, Instance, InstanceState, Model, Request, Snapshot
 
-KEYLESS: Final = "keyless"  # group of warm instances that hold nothing and belong to nobody yet
 RETRY: Final = 8  # heads looked at again when something changed; the rest get their turn at the next change
 
 
@@ -107,6 +106,8 @@ class Dispatcher:
         self._count = 0
         self._new_id = new_id or self._numbered
         self._wakes: dict[str, float] = {}
+        self._draining_for: dict[str, str] = {}  # instance running empty -> the model that waits for its place
+        self._relief: dict[str, str] = {}  # instance started in such a place -> the model it serves first
 
     def _numbered(self) -> str:
         self._count += 1
@@ -158,7 +159,8 @@ class Dispatcher:
         request = self.ledger.answered(request_id, now, execution_s, loaded=loaded)
         self._meter.changed(request.model, -1, now)
         out: list[Command] = []
-        if self.snapshot.backlog:
+        self._halt_if_drained(instance, now, out)
+        if self.snapshot.backlog and instance in self.snapshot.instances:
             self._fill(instance, now, out)
         return out
 
@@ -175,9 +177,16 @@ class Dispatcher:
 
     def ready(self, now: float, instance: str, host: str = "") -> list[Command]:
         """A launched instance, or one whose circuit closed again, takes requests."""
-        planned = self.snapshot.instances[instance].planned
+        there = self.snapshot.instances[instance]
+        planned = there.planned
+        if there.group == KEYLESS:
+            self.ledger.update(instance, state=InstanceState.SPARE, host=host or None)
+            return self._retry(now)
         self.ledger.update(instance, state=InstanceState.READY, host=host or None)
         out: list[Command] = []
+        first = self._relief.pop(instance, None)
+        if first is not None and self.snapshot.queued(first):
+            self._assign(self.ledger.head(first), (instance,), now, out)
         if self.snapshot.backlog:
             self._fill(instance, now, out)
         for model in planned:
@@ -201,13 +210,18 @@ class Dispatcher:
         return self._retry(now) if self.snapshot.open_slots > slots and self.snapshot.backlog else []
 
     def avoid(self, now: float, instance: str, state: InstanceState) -> list[Command]:
-        """Send nothing new to an instance: its circuit opened (``BROKEN``) or it is to go (``DRAINING``)."""
+        """Send nothing new to an instance: its circuit opened (``BROKEN``), or it goes once empty (``DRAINING``)."""
+        out: list[Command] = []
         self.ledger.update(instance, state=state)
-        return self._retry(now)
+        self._halt_if_drained(instance, now, out)
+        out.extend(self._retry(now))
+        return out
 
     def lost(self, now: float, instance: str) -> tuple[list[Command], tuple[Request, ...]]:
         """An instance died, or its start failed. Returns the requests it had: resubmit them, or answer them."""
         orphans = self.ledger.removed(instance)
+        self._draining_for.pop(instance, None)
+        self._relief.pop(instance, None)
         for request in orphans:
             self._meter.changed(request.model, -1, now)
         return self._retry(now), orphans
@@ -239,8 +253,9 @@ class Dispatcher:
                 if top is not None:
                     self._launch(Start(self._packer.group_of(self.snapshot, top), (top,)), now, out)
             self._trim(members, retired, scale.floor, scale.ceiling, out)
+        self._relieve(now, out)
         spare = len(self.snapshot.groups.get(KEYLESS) or ())
-        for _ in range(min(self._keyless - spare, self.snapshot.room)):
+        for _ in range(min(self._keyless - spare, self.snapshot.room - self.snapshot.spares)):
             self._launch(Start(KEYLESS, ()), now, out)
         return out
 
@@ -318,12 +333,48 @@ class Dispatcher:
                 pass
         return out
 
-    def _launch(self, start: Start, now: float, out: list[Command]) -> None:
+    def _relieve(self, now: float, out: list[Command]) -> None:
+        """No policy may let a request wait for ever: one that waited a whole keep-alive gets an instance's place.
+
+        Happens when every instance is busy without end with models that the request's may not join. The least busy one
+        runs empty and goes, and the one started instead serves the waiting model first.
+        """
+        snapshot = self.snapshot
+        served = {*self._draining_for.values(), *self._relief.values()}
+        for model in snapshot.waiting[:1]:
+            if model in served or now - snapshot.queues[model].head_arrived < snapshot.fleet.keep_alive_s:
+                continue
+            ready = [
+                there
+                for there in map(snapshot.instances.__getitem__, snapshot.order)
+                if there.state is InstanceState.READY
+            ]
+            if snapshot.room > 0:
+                self._launch(Start(self._packer.group_of(snapshot, model), (model,)), now, out, first=model)
+            elif ready:
+                there = min(ready, key=lambda i: (i.in_flight, i.id))
+                self._draining_for[there.id] = model
+                self.ledger.update(there.id, state=InstanceState.DRAINING)
+                self._halt_if_drained(there.id, now, out)
+
+    def _halt_if_drained(self, instance: str, now: float, out: list[Command]) -> None:
+        there = self.snapshot.instances[instance]
+        if there.state is not InstanceState.DRAINING or there.in_flight:
+            return
+        self.ledger.removed(instance)
+        out.append(Halt(instance))
+        model = self._draining_for.pop(instance, None)
+        if model is not None and self.snapshot.queued(model):
+            self._launch(Start(self._packer.group_of(self.snapshot, model), (model,)), now, out, first=model)
+
+    def _launch(self, start: Start, now: float, out: list[Command], *, first: str | None = None) -> None:
         if start.group != KEYLESS and (warm := self._take_keyless(start)) is not None:
+            if first is not None:
+                self._relief[warm] = first
             out.extend(self.ready(now, warm))
             return
         snapshot = self.snapshot
-        if snapshot.room <= 0:
+        if len(snapshot.order) >= snapshot.fleet.max_instances:
             return
         expected = max((snapshot.models[m].start_s for m in start.models), default=0.0)
         fleet = snapshot.fleet
@@ -338,6 +389,8 @@ class Dispatcher:
             expected_at=now + expected,
             last_used=now,
         )
+        if first is not None:
+            self._relief[instance.id] = first
         self.ledger.launched(instance)
         out.append(Launch(instance.id, start.group, start.models))
 
@@ -345,7 +398,7 @@ class Dispatcher:
         snapshot = self.snapshot
         for name in snapshot.groups.get(KEYLESS) or ():
             there = snapshot.instances[name]
-            if there.state is InstanceState.READY:
+            if there.state is InstanceState.SPARE:
                 self.ledger.removed(name)
                 self.ledger.launched(replace(there, group=start.group, planned=start.models))
                 return name

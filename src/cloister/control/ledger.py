@@ -55,6 +55,7 @@ class Ledger:
         self._backlog = 0
         self._open_slots = 0
         self._starting = 0
+        self._spares = 0
         self._sent: dict[str, tuple[Request, str]] = {}  # request id -> request, instance
         self._on: defaultdict[str, dict[str, Request]] = defaultdict(dict)  # instance -> requests in flight
         self._snapshot: Snapshot | None = None
@@ -78,6 +79,7 @@ class Ledger:
                 self._open_slots,
                 self._starting,
                 self._traffic,
+                self._spares,
             )
         return self._snapshot
 
@@ -299,9 +301,11 @@ class Ledger:
         if old is not None:
             self._open_slots -= old.open_slots
             self._starting -= old.state is InstanceState.STARTING
+            self._spares -= old.state is InstanceState.SPARE
         if new is not None:
             self._open_slots += new.open_slots
             self._starting += new.state is InstanceState.STARTING
+            self._spares += new.state is InstanceState.SPARE
             self._instances = self._instances.put(new.id, new)
         elif old is not None:
             self._instances = self._instances.drop(old.id)

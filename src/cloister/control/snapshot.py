@@ -31,6 +31,7 @@ START_STAGES: Final = STAGES[:3]
 LOAD_STAGES: Final = STAGES[3:7]
 SERVICE_STAGES: Final = STAGES[7:]
 
+KEYLESS: Final = "keyless"  # the group of spare instances
 ANYONE: Final = "*"  # in Model.shares_with: owners of every name
 QUEUE_WINDOW: Final = 64  # how many waiting models, longest waiting first, a snapshot lists
 
@@ -41,6 +42,7 @@ class InstanceState(Enum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"  # finishes what it has, gets nothing new
+    SPARE = "spare"  # attested, holds no keys, belongs to nobody yet: the next start takes it
     BROKEN = "broken"  # its circuit is open: gets nothing until it is halted or closes again
 
 
@@ -235,6 +237,7 @@ class Snapshot:
     :param open_slots: requests that all ready instances together could take now.
     :param starting: instances starting.
     :param traffic: arrivals of all models together.
+    :param spares: spare instances (``InstanceState.SPARE``).
     """
 
     fleet: Fleet
@@ -250,11 +253,12 @@ class Snapshot:
     open_slots: int
     starting: int
     traffic: Activity
+    spares: int = 0
 
     @property
     def room(self) -> int:
-        """Instances that may still be started."""
-        return self.fleet.max_instances - len(self.order)
+        """Instances that may still be started, or taken from the spare ones."""
+        return self.fleet.max_instances - len(self.order) + self.spares
 
     def seen(self, model: str) -> Activity:
         """Activity of a model; all zero when it has had no request."""

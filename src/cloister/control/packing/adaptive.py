@@ -19,7 +19,9 @@ half the operator's rate. No other constant decides anything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from math import exp, inf
 
 from cloister.control.gaps import returns_within
@@ -28,6 +30,7 @@ from cloister.control.packing.room import can_take, to_evict
 from cloister.control.snapshot import Instance, InstanceState, Model, Request, Snapshot
 from cloister.control.table import Table
 
+LOOK = 4  # places, or waiting models, weighed in detail for one decision: bounds its time in a large fleet
 HORIZONS = tuple(2.0**-n for n in range(8))  # where keeping is weighed, as shares of the longest that could pay
 
 
@@ -96,13 +99,23 @@ class Adaptive:
         cold = model.start_s + model.load_s
         return self._tilt * snapshot.fleet.keep_alive_s / cold if cold > 0 else self._tilt
 
-    def _reload(self, snapshot: Snapshot, name: str, now: float) -> float:
-        """Expected delay of having dropped a model's copy from an instance."""
-        if len(snapshot.holders.get(name) or ()) > 1:
-            return 0.0
-        seen = snapshot.seen(name)
-        wanted = returns_within(seen.gaps, now - seen.last_arrival, snapshot.fleet.keep_alive_s)
-        return wanted * snapshot.models[name].load_s
+    @staticmethod
+    def _reload(snapshot: Snapshot, there: Instance, now: float) -> Callable[[str], float]:
+        """Expected delay of having dropped a model's copy from an instance.
+
+        It counts only if the model is wanted before it would have been dropped anyway; what has been idle longest
+        there shows how long a model lasts.
+        """
+        oldest = min((resident.last_used for resident in there.residents.values()), default=now)
+        lasts = min(now - oldest, snapshot.fleet.keep_alive_s)
+
+        def loss(name: str) -> float:
+            if len(snapshot.holders.get(name) or ()) > 1:
+                return 0.0
+            seen = snapshot.seen(name)
+            return returns_within(seen.gaps, now - seen.last_arrival, lasts) * snapshot.models[name].load_s
+
+        return loss
 
     @staticmethod
     def _contention(snapshot: Snapshot, instance: Instance, model: Model) -> float:
@@ -138,24 +151,38 @@ class Adaptive:
         losing: tuple[str, ...] = ()
         if snapshot.open_slots <= 0:
             return None
-        for name in snapshot.order:
-            there = snapshot.instances[name]
-            if there.open_slots <= 0 or model.id in there.residents:
-                continue
-            if state.reserved.get(name, model.id) != model.id:
-                continue
+        for there in self._candidates(snapshot, state, model):
             cost = model.load_s + self._contention(snapshot, there, model)
             if cost > best:
                 continue
-            going = to_evict(snapshot, there, model.id, lambda other: self._reload(snapshot, other, now))
+            loss = self._reload(snapshot, there, now)
+            going = to_evict(snapshot, there, model.id, loss)
             if going is None:
                 continue
-            cost += sum(self._reload(snapshot, other, now) for other in going)
+            cost += sum(map(loss, going))
             if cost < best - 1e-9:
-                best, avoidable, found, losing = cost, cost - model.load_s, [name], going
+                best, avoidable, found, losing = cost, cost - model.load_s, [there.id], going
             elif cost <= best + 1e-9:
-                found.append(name)
+                found.append(there.id)
+            if best <= model.load_s:
+                break  # nothing is better than an idle instance with room
         return _Option(best, avoidable, tuple(found), losing) if found else None
+
+    @staticmethod
+    def _candidates(snapshot: Snapshot, state: AdaptiveState, model: Model) -> list[Instance]:
+        """Where to look for room: the least busy with free memory, and the least busy and least used without."""
+        roomy: list[tuple[int, float, str]] = []
+        full: list[tuple[int, float, str]] = []
+        for name in snapshot.order:
+            there = snapshot.instances[name]
+            if there.state is not InstanceState.READY or there.in_flight >= there.concurrency:
+                continue
+            if model.id in there.residents or (state.reserved and state.reserved.get(name, model.id) != model.id):
+                continue
+            fits = there.used_mb + model.memory_mb <= there.memory_mb
+            (roomy if fits else full).append((there.in_flight, there.last_used, name))
+        chosen = nsmallest(LOOK, roomy) + nsmallest(LOOK, full)
+        return [snapshot.instances[name] for _, _, name in chosen]
 
     @staticmethod
     def _wait_s(snapshot: Snapshot, model: Model) -> tuple[float, float]:
@@ -242,7 +269,7 @@ class Adaptive:
         avoidable = max(0.0, expected - cold) if snapshot.starting else min(expected, fleet.keep_alive_s)
         account = state.fleet.plus(avoidable, now, fleet.keep_alive_s)
         start: tuple[Start, ...] = ()
-        none_up = not snapshot.order
+        none_up = len(snapshot.order) == snapshot.spares
         overdue = waited >= fleet.keep_alive_s and snapshot.backlog > pending
         if snapshot.room > 0 and (none_up or overdue or self._pays(snapshot, model, account)):
             start, account = (Start(POOL, (model.id,)),), Account(0.0, now)
@@ -283,6 +310,7 @@ class Adaptive:
                 return (wanted if self._fits(snapshot, there, wanted) else None), state
             state = replace(state, reserved=state.reserved.drop(instance))
         best: str | None = None
+        looked = 0
         due = (inf, 0)  # when, and by how many instances it is served already
         for name in snapshot.waiting:
             queue = snapshot.queues[name]
@@ -296,7 +324,7 @@ class Adaptive:
                 if here < due:
                     best, due = name, here
                 continue
-            cost = self._cost_here(snapshot, there, name, now)
+            cost = self._cost_here(snapshot, there, name, now) if (looked := looked + 1) <= LOOK else None
             if cost is None:
                 continue
             here = (round(queue.head_arrived + short + cost, 6), holders)  # equal but for rounding: a tie
@@ -310,17 +338,16 @@ class Adaptive:
         return can_take(snapshot, there, name)
 
     def _cost_here(self, snapshot: Snapshot, there: Instance, name: str, now: float) -> float | None:
-        going = to_evict(snapshot, there, name, lambda other: self._reload(snapshot, other, now))
-        if going is None:
-            return None
-        return snapshot.models[name].load_s + sum(self._reload(snapshot, other, now) for other in going)
+        loss = self._reload(snapshot, there, now)
+        going = to_evict(snapshot, there, name, loss)
+        return None if going is None else snapshot.models[name].load_s + sum(map(loss, going))
 
     def evict(
         self, snapshot: Snapshot, state: AdaptiveState, instance: str, model: str, now: float
     ) -> tuple[str, ...] | None:
         """What is least likely to be missed, per MB."""
         there = snapshot.instances[instance]
-        return to_evict(snapshot, there, model, lambda other: self._reload(snapshot, other, now))
+        return to_evict(snapshot, there, model, self._reload(snapshot, there, now))
 
     def sent(
         self, snapshot: Snapshot, state: AdaptiveState, request: Request, instance: str, now: float
