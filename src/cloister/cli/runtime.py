@@ -32,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="the trust bundle")
     parser.add_argument("--bundle-root", metavar="HEX", help="public key that must have signed it (measured)")
     parser.add_argument("--bundle-version", type=int, default=1, metavar="N", help="least version of it (measured)")
-    parser.add_argument("--collateral", type=Path, metavar="PATH", help="folder or file, to verify the KeyService with")
+    parser.add_argument(
+        "--collateral", type=Path, metavar="PATH", help="folder or bundle: for the KeyService's evidence and one's own"
+    )
     parser.add_argument("--store", metavar="URL|DIR", help="where encrypted models are")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT|unix:PATH", help="default: %(default)s")
     parser.add_argument("--isolation", choices=_LEVELS, default=_LEVELS[0], help="who may be in it together (measured)")
@@ -69,6 +71,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     listen = Listen.parse(args.listen)
     clock = SystemClock()
     tee = simulated(args.simulation_key, options, clock) if args.simulation_key else genuine(options)
+    collateral = _collateral(args.collateral)
+    if args.collateral is not None:  # the KeyService then needs no source of its own
+        from cloister.adapters.tee.endorsing import EndorsingAttester
+
+        tee = (EndorsingAttester(tee[0], collateral), tee[1])
     log = JsonLog(clock, service="runtime", tee=tee[1].tee.value)
     runtime = compose(
         options,
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         bundle=_need(args.bundle, "--bundle"),
         store=_need(args.store, "--store"),
         tee=tee,
-        collateral=_collateral(args.collateral),
+        collateral=collateral,
         clock=clock,
         log=log,
     )
@@ -133,10 +140,10 @@ def _show(args: argparse.Namespace, options: RuntimeOptions, out: Output) -> int
 
 
 def _collateral(path: Path | None) -> CollateralSource:
-    from cloister.runtime.app import NoCollateral
-
     if path is None:
-        return NoCollateral()
+        from cloister.adapters.collateral.configured import CarriedCollateral
+
+        return CarriedCollateral()
     if path.is_dir():
         from cloister.adapters.collateral.directory import DirectoryCollateral
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from cloister.adapters.collateral.configured import CarriedCollateral, open_coll
 from cloister.adapters.tee.configfs_tsm import ConfigfsTsmAttester
 from cloister.adapters.tee.endorsing import EndorsingAttester
 from cloister.adapters.tee.gramine import GramineAttester
+from cloister.adapters.tee.measurement import own_measurement
 from cloister.adapters.tee.nitro import NitroAttester
-from cloister.adapters.tee.open import measurement_of, open_tee
+from cloister.adapters.tee.open import open_tee
 from cloister.adapters.tee.sealing import gramine_sealer
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.configuration import configure
@@ -196,7 +198,7 @@ def test_the_measurement_is_what_the_policy_asks_for(kind: str) -> None:
     evidence = attester.evidence(bytes(64))
     claims = verify(evidence, collateral, ANCHORS, NOW).claims
     name = {"sgx": "mrenclave", "tdx": "mrtd", "sev-snp": "measurement", "nitro": "pcr0"}[kind]
-    assert measurement_of(evidence) == claims.measurements[name]
+    assert own_measurement(attester) == claims.measurements[name]
 
 
 def test_the_source_of_collateral_is_named(tmp_path: Path) -> None:
@@ -220,3 +222,24 @@ def test_without_a_tee_nothing_opens(tmp_path: Path) -> None:
         open_tee(b"c" * 32, root=tmp_path)
     with pytest.raises((Unavailable, Refused)):
         hardware_tee(Settings())
+
+
+def test_an_enclave_opens_whole_on_its_own_files(tmp_path: Path) -> None:
+    """Gramine's tree as pipes and files below another root: evidence once, then the sealing key."""
+    folder = tmp_path / "dev" / "attestation"
+    (folder / "keys").mkdir(parents=True)
+    (folder / "keys" / "_sgx_mrenclave").write_bytes(b"k" * 16)
+    (folder / "attestation_type").write_bytes(b"dcap\n")
+    for name in ("user_report_data", "quote"):
+        os.mkfifo(folder / name)
+
+    def serve() -> None:
+        report_data = (folder / "user_report_data").read_bytes()
+        (folder / "quote").write_bytes(quote_by(SyntheticIntel.sgx())(report_data))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    opened = open_tee(b"c" * 32, root=tmp_path, expected=TeeType.SGX)
+    thread.join()
+    assert opened.measurement == hashlib.sha256(b"synthetic enclave").digest()
+    assert opened.sealer.unseal(opened.sealer.seal(b"root")) == b"root"

@@ -121,10 +121,10 @@ def test_every_bit_of_the_header_is_signed(made: Made) -> None:
         assert refused_or_same(lambda body=body: made.verify(body), made.claims), position  # type: ignore[misc]
 
 
-def test_every_byte_of_the_signed_regions_is_refused_when_flipped(made: Made) -> None:
+@pytest.mark.parametrize("kind", ["sgx3", "tdx5"])  # a recorded quote of version 4 has its own test below
+def test_every_byte_of_the_signed_regions_is_refused_when_flipped(kind: str) -> None:
     """A1: header and body, both signatures, attestation key, QE report, authentication data."""
-    if made.tee is TeeType.TDX and parse(made.body).header.version == 4:
-        pytest.skip("recorded evidence of version 4 has its own test below")
+    made = Made(MAKERS[kind]())
     quote = parse(made.body)
     end = made.body.index(b"-----BEGIN CERTIFICATE-----")
     assert end > len(quote.signed) + 64 + 64 + 384 + 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloister.attest.types import Attester, TeeType
+from cloister.base.errors import Tampered
 
 _NOTHING_BOUND = bytes(64)
 
@@ -13,6 +14,7 @@ def own_measurement(attester: Attester) -> bytes:
     Only parsed, not verified: it is this machine's own word, and whoever must believe it verifies evidence of his own.
 
     :raises Unavailable: ``evidence-unavailable``. :raises InvalidInput: evidence that cannot be read.
+    :raises Tampered: ``evidence-device-lied``.
     """
     body = attester.evidence(_NOTHING_BOUND).body
     match attester.tee:
@@ -29,7 +31,10 @@ def own_measurement(attester: Attester) -> bytes:
         case TeeType.NITRO:
             from cloister.attest.nitro.parse import parse as parse_document
 
-            return parse_document(body).pcrs[0]
+            pcrs = parse_document(body).pcrs
+            if 0 not in pcrs:
+                raise Tampered("evidence-device-lied", "the document of this enclave has no PCR0")
+            return pcrs[0]
         case TeeType.SIMULATION:
             from cloister.attest.simulation.parse import parse as parse_token
 

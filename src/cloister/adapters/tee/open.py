@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloister.adapters.tee.bound import REPORT_DATA_LENGTH
 from cloister.adapters.tee.detect import detect
+from cloister.adapters.tee.measurement import own_measurement
 from cloister.adapters.tee.sealing import open_sealer
-from cloister.attest.types import Attester, Evidence, Sealer, TeeType
-from cloister.base.errors import Unavailable
+from cloister.attest.types import Attester, Sealer, TeeType
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +38,6 @@ def open_tee(
     :raises Tampered: ``evidence-device-lied``.
     """
     attester = detect(root=root, expected=expected, privilege_level=privilege_level)
-    measurement = measurement_of(attester.evidence(bytes(REPORT_DATA_LENGTH)))
+    measurement = own_measurement(attester)
     sealer = open_sealer(attester.tee, configuration_digest, privilege_level=privilege_level or 0, root=root)
     return HardwareTee(attester, sealer, measurement)
-
-
-def measurement_of(evidence: Evidence) -> bytes:
-    """The measurement in evidence of this machine's own TEE, which nobody has verified.
-
-    :raises InvalidInput: it is malformed.
-    :raises Unavailable: ``evidence-unavailable`` for simulation, which is no hardware.
-    """
-    if evidence.tee in (TeeType.SGX, TeeType.TDX):
-        from cloister.attest.dcap.parse import parse as parse_quote
-        from cloister.attest.dcap.quote import TdxQuote
-
-        quote = parse_quote(evidence.body)
-        return quote.report.mr_td if isinstance(quote, TdxQuote) else quote.report.mr_enclave
-    if evidence.tee is TeeType.SEV_SNP:
-        from cloister.attest.snp.parse import parse as parse_report
-
-        return parse_report(evidence.body).measurement
-    if evidence.tee is TeeType.NITRO:
-        from cloister.attest.nitro.parse import parse as parse_document
-
-        return parse_document(evidence.body).pcrs.get(0, b"")
-    raise Unavailable("evidence-unavailable", f"{evidence.tee.value} is no hardware")
