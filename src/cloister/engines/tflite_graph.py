@@ -11,18 +11,17 @@ from typing import Final
 
 from cloister.base.errors import InvalidInput
 from cloister.base.limits import MAX_GRAPH_NODES, MAX_RANK, MAX_TENSORS, MIB
+from cloister.engines import tflite_schema as schema
 from cloister.engines.flatbuffer import Reader, Table, malformed
 from cloister.engines.port import Buffer, TensorSpec
 from cloister.engines.tflite_schema import (
     ARITY,
     CONSTANT_INPUTS,
     DATATYPES,
-    FULLY_CONNECTED,
     OPERATORS,
     POSITIVE,
     POSITIVE_OR_ABSENT,
     SCHEMA,
-    SPLIT,
 )
 
 _BUDGET: Final = 1_000_000
@@ -86,11 +85,12 @@ def _graph(graph: Table, codes: list[int], buffers: list[Table]) -> CheckedModel
         operator.setdefault("inputs", [])
         _arity(operator, codes[index])
         _within(operator["inputs"][:2], len(tensors), low=0)
-        _within(operator["inputs"], len(tensors), low=-1 if codes[index] == FULLY_CONNECTED else 0)
+        _within(operator["inputs"], len(tensors), low=-1 if codes[index] == schema.FULLY_CONNECTED else 0)
         _within(operator.get("outputs", []), len(tensors), low=0)
         for position in CONSTANT_INPUTS.get(codes[index], ()):
             if position < len(operator["inputs"]) and not constant[operator["inputs"][position]]:
                 raise InvalidInput("operator-refused", "a shape inside the model depends on data")
+        _types(operator, codes[index], tensors)
         if operator.get("intermediates"):
             raise InvalidInput("operator-refused", "an operator keeps intermediate tensors")
         for output in operator.get("outputs", []):
@@ -110,9 +110,34 @@ def _graph(graph: Table, codes: list[int], buffers: list[Table]) -> CheckedModel
 def _arity(operator: Table, code: int) -> None:
     fewest, most = ARITY.get(code, (1, 1))
     results = len(operator.get("outputs", []))
-    wanted = operator.get("options", {}).get("num_splits", 0) if code == SPLIT else 1
+    wanted = operator.get("options", {}).get("num_splits", 0) if code == schema.SPLIT else 1
     if not fewest <= len(operator["inputs"]) <= most or results != wanted:
         raise malformed("an operator has too few or too many inputs or outputs")
+
+
+def _types(operator: Table, code: int, tensors: list[Table]) -> None:
+    def datatype(index: int) -> str:
+        return DATATYPES[tensors[index].get("type", 0)][0]
+
+    shaping = CONSTANT_INPUTS.get(code, ())
+    given = [datatype(t) for i, t in enumerate(operator["inputs"]) if i not in shaping and t >= 0]
+    made = {datatype(t) for t in operator.get("outputs", [])}
+    if any(datatype(operator["inputs"][i]) not in ("INT32", "INT64") for i in shaping if i < len(operator["inputs"])):
+        raise malformed("a shape is not given in integers")
+    if code == schema.GATHER:
+        fits = given[1] in ("INT32", "INT64") and made == {given[0]}
+    elif code in schema.MOVING:
+        fits = {*given} == made and len(made) == 1
+    elif code == schema.CAST:
+        fits = True
+    elif code == schema.DEQUANTIZE:
+        fits = given == ["FP16"] and made == {"FP32"}
+    elif code in schema.INDEXING:
+        fits = {*given} == {"FP32"} and made <= {"INT32", "INT64"}
+    else:
+        fits = {*given, *made} == {"FP32"}
+    if not fits:
+        raise InvalidInput("operator-refused", "an operator computes with a type that is not accepted for it")
 
 
 def _options(operator: Table, code: int) -> None:

@@ -2,7 +2,9 @@
 
 Left out: custom operators and delegates (further code), control flow and further subgraphs (``WHILE`` may never end),
 variables, hash tables and random operators (state between users), strings, sparse tensors, and data outside the
-flatbuffer (``Buffer.offset``, external buffers).
+flatbuffer (``Buffer.offset``, external buffers). Quantised arithmetic too: kernels of LiteRT 2.3 end the process on
+quantisation parameters they do not expect (SIGABRT, SIGSEGV), so operators that compute take float32, and other types
+may only be moved, cast or, from float16, widened.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ _OPTIONS: Final = {
     10: f"axis:int32 {_ACTIVATION}",  # Concatenation
     11: f"{_ACTIVATION} pot_scale_int16:bool",  # Add
     12: _ACTIVATION,  # L2Norm
-    13: "radius:int32 bias:float32 alpha:float32 beta:float32",  # LocalResponseNormalization
     15: "- - align_corners:bool half_pixel_centers:bool",  # ResizeBilinear
     17: "new_shape:[int32]",  # Reshape
     19: "block_size:int32",  # SpaceToDepth
@@ -67,7 +68,6 @@ _OPTIONS: Final = {
     76: "",  # SquaredDifference
     77: "mode:int8",  # MirrorPad
     78: "",  # Abs
-    89: "",  # Quantize
     91: "",  # HardSwish
     94: "block_size:int32",  # DepthToSpace
     101: "adj_x:bool adj_y:bool asymmetric:bool",  # BatchMatMul
@@ -135,6 +135,13 @@ ARITY: Final = {
 SPLIT: Final = 49  # the only one with several outputs
 FULLY_CONNECTED: Final = 9  # the only one that may leave its bias out by giving -1
 
+MOVING: Final = frozenset({2, 22, 34, 36, 39, 43, 45, 49, 60, 65, 70, 83, 100})
+"""Operators that move values of any type: their output's type is their first input's."""
+CAST: Final = 53
+DEQUANTIZE: Final = 6
+INDEXING: Final = frozenset({56, 79})  # ARG_MAX, ARG_MIN: from float32 to an integer
+GATHER: Final = 36  # its second input holds integers
+
 CONSTANT_INPUTS: Final = {
     **dict.fromkeys((22, 23, 34, 39, 40, 56, 70, 74, 79, 82, 89, 97, 100), (1,)),
     **dict.fromkeys((49, 67), (0,)),  # SPLIT's axis, TRANSPOSE_CONV's output shape
@@ -157,7 +164,6 @@ OPERATORS: Final = {
     8: 0,  # FLOOR
     9: 8,  # FULLY_CONNECTED
     11: 12,  # L2_NORMALIZATION
-    13: 13,  # LOCAL_RESPONSE_NORMALIZATION
     14: 0,  # LOGISTIC
     17: 5,  # MAX_POOL_2D
     18: 21,  # MUL
@@ -207,7 +213,6 @@ OPERATORS: Final = {
     101: 78,  # ABS
     104: 0,  # CEIL
     111: 0,  # ELU
-    114: 89,  # QUANTIZE
     116: 0,  # ROUND
     117: 91,  # HARD_SWISH
     126: 101,  # BATCH_MATMUL
