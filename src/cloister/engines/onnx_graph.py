@@ -177,6 +177,11 @@ class _Check:
             raise malformed("it uses an operator domain that it does not import")
         if max(len(node.get("input", ())), len(node.get("output", ()))) > _MAX_NODE_VALUES:
             raise InvalidInput("model-too-large", f"a node has more than {_MAX_NODE_VALUES} inputs or outputs")
+        names = node.get("input", [])
+        if (names and not names[0]) or (operator in ops.VARIADIC and not all(names)):
+            raise malformed("a node leaves out an input that it needs")
+        if operator in ops.SCALAR_INPUTS and any(0 in _shape(tensors[n].get("dims")) for n in names if n in tensors):
+            raise malformed("a node's constant input is empty")
         graphs = ops.SUBGRAPHS.get(operator, ()) if domain == ops.ONNX else ()
         seen: set[str] = set()
         for attribute in node.get("attribute", ()):
@@ -198,6 +203,7 @@ class _Check:
         holder = ATTRIBUTE_TYPES.get(attribute.get("type", 0))
         if holder is None or (attribute.keys() - {"name", "type", "doc_string", holder}):
             raise malformed("an attribute holds something else than its type says")
+        self._bounds(attribute)
         if holder == "t":
             if "t" not in attribute:
                 raise malformed("an attribute lacks its tensor")
@@ -208,6 +214,18 @@ class _Check:
             if "g" not in attribute:
                 raise malformed("an attribute lacks its graph")
             self._graph(attribute["g"], depth=depth + 1)
+
+    def _bounds(self, attribute: Message) -> None:
+        name = attribute["name"]
+        low, high = ops.ATTRIBUTE_BOUNDS.get(name, (-(1 << 63), 1 << 63))
+        listed = attribute.get("ints", Packed(0, []))
+        values = [attribute["i"]] if "i" in attribute else listed.values
+        if name in ops.ATTRIBUTE_BOUNDS and (listed.count != len(listed.values) or not values):
+            raise malformed("an attribute that holds whole numbers holds none, or too many")
+        if any(not low <= value <= high for value in values):
+            raise malformed("an attribute's value is out of its bounds")
+        if name == "stash_type" and values[0] not in ops.FLOAT_TYPES:
+            raise malformed("an attribute's value is out of its bounds")
 
     def _tensor(self, tensor: Message, *, outside: bool) -> ExternalTensor | None:
         known = DATATYPES.get(tensor.get("data_type", 0))

@@ -25,6 +25,30 @@ SUBGRAPHS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Operators that hold graphs, and in which attributes."""
 
+_FLAGS: Final = (
+    "keepdims allowzero exclusive reverse ceil_mode count_include_pad storage_order transA transB channels_last"
+)
+_SIZES: Final = "strides dilations kernel_shape blocksize block_size size group num_groups num_heads hidden_size"
+ATTRIBUTE_BOUNDS: Final[Mapping[str, tuple[int, int]]] = {
+    **dict.fromkeys(_FLAGS.split(), (0, 1)),
+    **dict.fromkeys(_SIZES.split(), (1, 1 << 20)),
+    **dict.fromkeys(("axis", "axes"), (-8, 8)),
+    **dict.fromkeys(("perm", "batch_dims"), (0, 8)),
+    "pads": (-(1 << 20), 1 << 20),
+    "stash_type": (1, 16),
+}
+"""Lowest and highest value of whole-number attributes, by name, whatever the operator. Shape inference and kernels of
+ONNX Runtime index by some unchecked (1.31: GatherND's ``batch_dims``, LayerNormalization's ``stash_type``, SIGSEGV)."""
+FLOAT_TYPES: Final = frozenset({1, 10, 11, 16})  # what stash_type may be
+
+VARIADIC: Final = frozenset({"Min", "Max", "Mean", "Sum", "Concat", "Einsum", "FeatureVectorizer", "QLinearConcat"})
+"""Operators that take any number of inputs, and read each, a left out one too (1.31, SIGSEGV)."""
+
+SCALAR_INPUTS: Final = frozenset(
+    {"OneHot", "Range", "TopK", "CumSum", "Trilu", "NonMaxSuppression", "Clip", "DFT", "STFT"}
+)
+"""Operators whose shape inference takes the first value of a constant input, an empty one too (1.31, SIGABRT)."""
+
 _ONNX_OPERATORS: Final = """
 Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BitShift
 BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow Cast CastLike Ceil Celu CenterCropPad Clip Col2Im Compress

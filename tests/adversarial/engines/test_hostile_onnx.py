@@ -192,6 +192,22 @@ def test_a_shape_computed_from_constants_is_not_evaluated_at_load():
     session.close()
 
 
+def test_inputs_and_attributes_that_end_the_process():
+    """Each was a SIGSEGV of ONNX Runtime 1.31, found by building random nodes."""
+    for operator in ("Min", "Max", "Mean"):
+        refused(of(helper.make_node(operator, ["x", "", "x"], ["y"])), "model-malformed")
+    indices = numpy_helper.from_array(np.array([0], np.int64), "i")
+    refused(
+        of(helper.make_node("GatherND", ["x", "i"], ["y"], batch_dims=-100), initializers=[indices]), "model-malformed"
+    )
+    empty = numpy_helper.from_array(np.ones(0, np.int64), "d")
+    values = numpy_helper.from_array(np.ones(2, np.float32), "v")
+    refused(of(helper.make_node("OneHot", ["x", "d", "v"], ["y"]), initializers=[empty, values]), "model-malformed")
+    scale = numpy_helper.from_array(np.ones(3, np.float32), "s")
+    node = helper.make_node("LayerNormalization", ["x", "s"], ["y"], stash_type=100)
+    refused(of(node, initializers=[scale]), "model-malformed")
+
+
 def test_values_that_do_not_fit_their_shape():
     for tensor in (
         TensorProto(name="w", data_type=1, dims=[3], raw_data=bytes(8)),
