@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),
     "runtime": ("cloister.cli.runtime", "run a runtime, which answers sealed requests"),
+    "gateway": ("cloister.cli.gateway", "take sealed requests to runtimes that it starts and stops as needed"),
     "collateral": ("cloister.cli.collateral", "what verification needs beside evidence, in one file"),
     "simulate": ("cloister.cli.simulate", "replay arrivals on a simulated fleet: latency, cost, service levels"),
     "version": ("cloister.cli.version", "print the version, the engines and the simulated measurement"),

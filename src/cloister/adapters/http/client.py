@@ -133,6 +133,17 @@ class AsyncHttpClient:
         while any(self._links.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)  # one turn of the loop each tells a link that it is gone
 
+    def forget(self, origin: str) -> None:
+        """The server at ``origin`` is gone for good: cut its connections, so that calls under way fail at once."""
+        place = parse_origin(origin)
+        for link in tuple(self._links.pop(place, ())):
+            link.abort()
+        self._idle.pop(place, None)
+        if not self._opening.get(place):
+            self._opening.pop(place, None)
+        if not self._waiting.get(place):
+            self._waiting.pop(place, None)
+
     @property
     def connections(self) -> int:
         """Open connections."""
