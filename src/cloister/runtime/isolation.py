@@ -50,10 +50,10 @@ class Visit:
 
 @dataclass(slots=True)
 class _Room:
-    """Who is, or has left something, in the process: its user (levels above shared), and owner to co-tenancy."""
+    """Who is in the process, or left something: its user (above shared), and owner to co-tenancy (None: unknown)."""
 
     user: bytes | None = None
-    owners: dict[bytes, bool] = field(default_factory=dict)
+    owners: dict[bytes, bool | None] = field(default_factory=dict)
 
 
 class Rooms:
@@ -143,7 +143,8 @@ class Rooms:
             if not co_tenancy:
                 self._room.owners[owner] = False
                 return len(self._room.owners) == 1
-            self._room.owners[owner] = self._room.owners.get(owner, True)
+            if self._room.owners.get(owner) is None:  # one policy that says no outweighs others that say yes
+                self._room.owners[owner] = True
             return True
 
     def leave(self, visit: Visit) -> None:
@@ -189,7 +190,7 @@ class Rooms:
         if self.level is not Isolation.SHARED:
             self._room.user = visit.user
         # Until a lease says otherwise, an owner whose co-tenancy is not known is taken to allow none.
-        self._room.owners.setdefault(visit.model.owner, visit.cohabits)
+        self._room.owners.setdefault(visit.model.owner, visit.cohabits or None)
         return visit
 
     def _advance(self) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from typing import Final
 
 from cloister.base.clock import Clock
@@ -102,10 +103,15 @@ class LeaseTable:
             if now >= lease.ends or (limit >= LEASE_REQUESTS and used >= limit):
                 del self._leases[request]
                 return None
-            if (now >= lease.renew_at or 2 * used >= limit >= LEASE_REQUESTS) and request not in self._fetching:
+            future: Future[Timings] | None = None
+            due = (now >= lease.renew_at or 2 * used >= limit >= LEASE_REQUESTS) and request not in self._fetching
+            if due:
                 lease.renew_at = now + RENEW_RETRY_S
-                self._start(request)
-            return lease
+                future = self._begin(request)
+        if future is not None:
+            with suppress(Unavailable):  # shutting down: the lease still runs
+                self._submit(request, future)
+        return lease
 
     def count(self, lease: Lease) -> None:
         """Count one authenticated request, and check that the lease still runs: the last step before computing.
@@ -143,7 +149,8 @@ class LeaseTable:
                 del self._refused[request]
             if len(self._fetching) >= MAX_FETCHES:
                 raise Unavailable("runtime-overloaded", "too many keys are being fetched", retry_after=1.0)
-            return self._start(request)
+            future = self._begin(request)
+        return self._submit(request, future)
 
     def refused_lately(self, request: ReleaseRequest) -> CloisterError | None:
         """The refusal that is still believed, if any."""
@@ -183,14 +190,21 @@ class LeaseTable:
             account = self._accounts[pair] = _Account(now + release.lease_s)
         return account
 
-    def _start(self, request: ReleaseRequest) -> Future[Timings]:
+    def _begin(self, request: ReleaseRequest) -> Future[Timings]:
+        """With the lock held: from here on, others wait for this fetch."""
         future: Future[Timings] = Future()
         self._fetching[request] = future
+        return future
+
+    def _submit(self, request: ReleaseRequest, future: Future[Timings]) -> Future[Timings]:
+        """Without the lock."""
         try:
             self._executor.submit(self._run, request, future, self._generation)
         except RuntimeError as error:  # the executor is shut down
-            del self._fetching[request]
-            raise Unavailable("runtime-draining", "this instance is shutting down") from error
+            draining = Unavailable("runtime-draining", "this instance is shutting down", retry_after=0.0)
+            self._finish(request, future)
+            future.set_exception(draining)
+            raise draining from error
         return future
 
     def _run(self, request: ReleaseRequest, future: Future[Timings], generation: int) -> None:
