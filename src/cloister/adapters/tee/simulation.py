@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
 from typing import Final, final
 
@@ -17,6 +15,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import cloister
+from cloister.adapters.tee.installed import distributions as installed_distributions
+from cloister.adapters.tee.installed import files
 from cloister.attest.simulation import SimulatedToken, produce
 from cloister.attest.simulation.parse import MEASUREMENT_LENGTH, REPORT_DATA_LENGTH
 from cloister.attest.types import Evidence, TeeType
@@ -38,7 +38,6 @@ TRUSTED_DISTRIBUTIONS: Final = (
     "ai-edge-litert",
 )
 
-_REQUIREMENT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SEALED_VERSION: Final = b"\x01"
 _NONCE: Final = 12
 
@@ -56,46 +55,16 @@ def measure_installation(package: Path | None = None, distributions: tuple[str, 
     root = Path(cloister.__file__).parent if package is None else package
     total = hashlib.sha384(b"cloister/v1/insecure-simulation-measurement\x00")
     try:
-        for relative, path in sorted(_files(root)):
-            _add(total, b"file", relative.encode(), hashlib.sha256(path.read_bytes()).digest())
-        for name, found in sorted(_closure(distributions).items()):
+        for relative, digest in sorted(files(str(root))):
+            _add(total, b"file", relative.encode(), digest)
+        for name, found in sorted(installed_distributions(distributions).items()):
             if found is None:
                 _add(total, b"absent", name.encode())
-                continue
-            record = (found.read_text("RECORD") or "").encode()
-            _add(total, b"distribution", f"{name}=={found.version}".encode(), hashlib.sha256(record).digest())
+            else:
+                _add(total, b"distribution", f"{name}=={found.version}".encode(), found.record)
     except (OSError, UnicodeError) as error:
         raise Unavailable("installation-unreadable", f"the installed code cannot be measured: {error}") from error
     return total.digest()
-
-
-def _files(root: Path) -> list[tuple[str, Path]]:
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        found += [((path := Path(folder, name)).relative_to(root).as_posix(), path) for name in names]
-    return found
-
-
-def _closure(names: tuple[str, ...]) -> dict[str, Distribution | None]:
-    """The distributions of these names and all that they require (without extras), by normalised name."""
-    found: dict[str, Distribution | None] = {}
-    waiting = list(names)
-    while waiting:
-        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-        if name in found:
-            continue
-        try:
-            distribution = Distribution.from_name(name)
-        except PackageNotFoundError:
-            found[name] = None
-            continue
-        found[name] = distribution
-        for requirement in distribution.requires or ():
-            match = _REQUIREMENT.match(requirement)
-            if match and "extra ==" not in requirement.replace("extra==", "extra =="):
-                waiting.append(match[0])
-    return found
 
 
 def _add(total: hashlib._Hash, *parts: bytes) -> None:
