@@ -54,7 +54,7 @@ class PackedModel:
 def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedModel:
     """Pack a serialised ONNX model that holds its weights.
 
-    :param tuned: also make the variant for this machine's CPU.
+    :param tuned: also make the variant for this machine's CPU, where its optimised graph passes the check.
     :param seed: of the known answer's input.
     :raises InvalidInput: as :func:`cloister.engines.onnx_graph.check`, naming the operator; ``model-unstable`` when
         the tuned variant computes something else than the plain one.
@@ -76,7 +76,8 @@ def pack_onnx(model: bytes, *, tuned: bool = True, seed: int = 20) -> PackedMode
     raw.close()
     graphs = [plain]
     if tuned:
-        graphs.insert(0, _tuned(plain, withheld_optimizers(checked)))
+        best = _tuned(plain, withheld_optimizers(checked))
+        graphs = [best, plain] if best is not None else graphs
     files, variants = _split(graphs)
     worst = 0
     for variant in variants:
@@ -101,8 +102,9 @@ def _folded(model: Any) -> Any:
     return folded
 
 
-def _tuned(plain: Any, withheld: tuple[str, ...]) -> Any:
-    """The optimised graph; without the blocked layout where the check could not follow it."""
+def _tuned(plain: Any, withheld: tuple[str, ...]) -> Any | None:
+    """The optimised graph; without the blocked layout where the check cannot follow it, and none where it fuses into
+    operators that are refused (a plain graph may still be fused so at load, where its parts were checked)."""
     import onnx
 
     tuned = onnx.load_from_string(_optimised(plain.SerializeToString(), withheld))
@@ -111,7 +113,7 @@ def _tuned(plain: Any, withheld: tuple[str, ...]) -> Any:
         check(tuned.SerializeToString())
     except InvalidInput:
         if withheld:
-            raise
+            return None
         return _tuned(plain, BLOCKED_LAYOUT)
     return tuned
 

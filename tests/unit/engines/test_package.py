@@ -160,3 +160,29 @@ def test_known_answers_of_every_kind(datatype: str):
 def test_a_packed_model_is_not_packed_again(packed: PackedModel):
     with pytest.raises(InvalidInput, match="already packed"):
         pack_onnx(packed.files["graph.onnx"])
+
+
+def test_a_model_that_fuses_into_refused_operators_is_packed_plain():
+    """Dynamic quantisation: MatMulIntegerToFloat is refused in a file, and fine where ONNX Runtime makes it itself."""
+    from onnx import helper, numpy_helper
+
+    from cloister.engines.port import TensorSpec
+
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero"], ["product"]),
+        helper.make_node("Cast", ["product"], ["real"], to=1),
+        helper.make_node("Mul", ["scale", "w_scale"], ["scales"]),
+        helper.make_node("Mul", ["real", "scales"], ["y"]),
+    ]
+    weights = np.arange(-32, 32, dtype=np.int8).reshape(8, 8)
+    initializers = [
+        numpy_helper.from_array(weights, "w"),
+        numpy_helper.from_array(np.array(0.1, np.float32), "w_scale"),
+    ]
+    specs = [TensorSpec("x", "FP32", (-1, 8))], [TensorSpec("y", "FP32", (-1, 8))]
+    packed = pack_onnx(small.model_of(nodes, *specs, initializers).SerializeToString())
+    session, _ = open_package(packed.files[INDEX_FILE], packed.files.__getitem__)
+    x = np.random.default_rng(0).random((4, 8), np.float32)
+    assert np.allclose(session.run({"x": x})["y"], x @ (weights * np.float32(0.1)), atol=0.05)
+    session.close()
