@@ -7,6 +7,7 @@ kept as committed as long as they still open.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import sys
@@ -409,6 +410,70 @@ def vectors_model(_old: Any) -> list[Case]:
     ]
 
 
+def vectors_witness(_old: Any) -> list[Case]:
+    """13.7 to 13.9: a checkpoint, its submission, co-signatures."""
+    log, ks = public("log"), h("keyservice-id", public("log"))
+    origin = (V + "keyservice-head/").encode() + ks.hex().encode()
+    leaves = [hashlib.sha256(b"\x00" + bytes([n])).digest() for n in range(3)]
+    node = [hashlib.sha256(b"\x01" + leaves[0] + leaves[1]).digest()]
+    root3 = hashlib.sha256(b"\x01" + node[0] + leaves[2]).digest()
+
+    def text_of(size: int, root: bytes, first: bytes = origin) -> bytes:
+        return first + b"\n%d\n" % size + base64.b64encode(root) + b"\n"
+
+    def line(name: bytes, kind: bytes, key: bytes, signature: bytes) -> bytes:
+        key_id = hashlib.sha256(name + b"\n" + kind + key).digest()[:4]
+        return "— ".encode() + name + b" " + base64.b64encode(key_id + signature) + b"\n"
+
+    def note(size: int, root: bytes, label: str = "log") -> bytes:
+        body = text_of(size, root)
+        return body + b"\n" + line(origin, b"\x01", public(label), signer(label).sign(body))
+
+    def cosigned(label: str, body: bytes, time: int) -> bytes:
+        signature = signer(label).sign(b"cosignature/v1\ntime %d\n" % time + body)
+        return line(f"witness.example/{label}".encode(), b"\x04", public(label), time.to_bytes(8, "big") + signature)
+
+    def add(old: int, proof: list[bytes], signed: bytes) -> bytes:
+        return b"old %d\n" % old + b"".join(base64.b64encode(p) + b"\n" for p in proof) + b"\n" + signed
+
+    body3, time = text_of(3, root3), 1_800_000_000
+    common: Case = {
+        "log_key": log,
+        "witnesses": [public("w1").hex(), public("w2").hex()],
+        "known": [2, node[0].hex(), time],
+        "now": time + 5,
+    }
+    grow = add(2, [leaves[2]], note(3, root3))
+    answer = cosigned("w1", body3, time + 5)
+    both = answer + cosigned("stranger", body3, time) + cosigned("w2", body3, time + 6)
+    beyond = common | {"now": time - 100}
+    extension = text_of(3, root3) + b"extension\n"
+    extended = extension + b"\n" + line(origin, b"\x01", log, signer("log").sign(extension))
+    return [
+        case("growth", "ok", request=grow, witness_key=fixed("w1"), answer=answer, count=1, **common),
+        case("time does not go back", "ok", request=grow, time=time, **beyond),
+        case("the same head again", "ok", request=add(2, [], note(2, node[0])), **common),
+        case("two witnesses and a stranger", "ok", request=grow, answer=both, count=2, **common),
+        case("from another size", "witness-conflict", request=add(1, [leaves[1], leaves[2]], note(3, root3)), **common),
+        case("smaller than known", "witness-conflict", request=add(1, [], note(1, leaves[0])), **common),
+        case("same size, another root", "witness-conflict", request=add(2, [], note(2, root3)), **common),
+        case("another history", "log-fork", request=add(2, [leaves[1]], note(3, root3)), **common),
+        case("old above new", "checkpoint-malformed", request=add(4, [], note(3, root3)), **common),
+        case("signed by another", "signature-invalid", request=add(2, [leaves[2]], note(3, root3, "w1")), **common),
+        case("with an extension line", "checkpoint-malformed", request=add(2, [leaves[2]], extended), **common),
+        case(
+            "number with a zero before it", "checkpoint-malformed", request=grow.replace(b"old 2", b"old 02"), **common
+        ),
+        case(
+            "answer flipped",
+            "signature-invalid",
+            request=grow,
+            answer=cosigned("w1", body3[:-2] + b"x\n", time),
+            **common,
+        ),
+    ]
+
+
 FILES: dict[str, Callable[[Any], list[Case]]] = {
     "cbor": vectors_cbor,
     "primitives": vectors_primitives,
@@ -416,6 +481,7 @@ FILES: dict[str, Callable[[Any], list[Case]]] = {
     "calls": vectors_calls,
     "envelope": vectors_envelope,
     "model": vectors_model,
+    "witness": vectors_witness,
 }
 
 

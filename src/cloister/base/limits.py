@@ -26,6 +26,7 @@ LEASE_REQUESTS: Final = 100_000  # and for how many requests: the host owns the 
 
 # --- the KeyService's log and state (section 6, 13) ---
 MAX_ENTRY: Final = 80 * KIB  # a statement of MAX_STATEMENT and its frame
+MAX_STATUS: Final = 4 * KIB  # a head with the co-signatures of all witnesses, and a signature
 MAX_RECEIPT: Final = 8 * KIB  # 64 hashes and a signature
 MAX_MODELS_PER_OWNER: Final = 10_000
 MAX_VERSIONS_PER_MODEL: Final = 1_000  # a version is a new tuple of all: bounded, so that publishing stays cheap
@@ -47,6 +48,24 @@ QUERY_PAGE: Final = 64  # items of one page: a reply stays below MAX_CBOR_ITEMS
 SESSION_WINDOW: Final = 1_024  # how far sequence numbers of one session may arrive out of order
 COMMIT_BATCH: Final = 256  # entries that share one transaction
 MAX_COMMIT_QUEUE: Final = 4_096  # proposals waiting; beyond it: busy
+MAX_LEAVES: Final = 1_024  # leaf hashes in one answer: 32 KiB
+
+# --- witnesses (clauses 13.7 to 13.12) ---
+MAX_WITNESSES: Final = 16  # what every head carries with it: 110 bytes each
+MAX_CHECKPOINT: Final = 8 * KIB  # a note of three lines, a signature, and further ones that are skipped
+MAX_NOTE_SIGNATURES: Final = 32
+MAX_WITNESS_NAME: Final = 128
+MAX_ADD_CHECKPOINT: Final = 12 * KIB  # 63 proof lines of 45 bytes, and a checkpoint
+MAX_WITNESSED_LOGS: Final = 10_000  # each was added by the witness's operator
+MAX_KEPT_CONFLICTS: Final = 16  # proofs of a fork that a witness keeps of one log: two are enough
+WITNESS_REPEATS_PER_S: Final = (
+    20  # of a head that does not grow, each log; growth needs the log key, and is not limited
+)
+CONFIRM_INTERVAL_S: Final = 10.0  # how often an idle KeyService has its head confirmed anew
+CONFIRM_PATIENCE_S: Final = 10.0  # how long an entry waits for its confirmation
+CONFIRM_RETRY_S: Final = 1.0  # after a witness failed
+WITNESS_DEADLINE_S: Final = 5.0  # for one exchange with a witness
+HEAD_FRESHNESS_S: Final = 120  # how old a co-signature may be for a caller: twelve intervals
 
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*

@@ -29,6 +29,7 @@ class Context(StrEnum):
     KEYSERVICE_EVIDENCE = "cloister/v1/keyservice-evidence"
     KEYSERVICE_STATUS = "cloister/v1/keyservice-status"
     KEYSERVICE_RECEIPT = "cloister/v1/keyservice-receipt"
+    KEYSERVICE_HEAD = "cloister/v1/keyservice-head"
     KEYSERVICE_CALL = "cloister/v1/keyservice-call"
     KEYSERVICE_REPLY = "cloister/v1/keyservice-reply"
     RUNTIME_EVIDENCE = "cloister/v1/runtime-evidence"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cloister.base.errors import FAMILIES, CloisterError, InvalidInput, Unavailable
-from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE
+from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_STATUS, MAX_WITNESSES
 from cloister.base.secret import SecretBytes
 from cloister.crypto import hpke
 from cloister.crypto.box import open_once, seal_once
@@ -21,6 +21,7 @@ from cloister.crypto.digest import Context, derive, digest, report_data
 from cloister.crypto.sign import SigningKey
 from cloister.wire import cbor, cose, padding
 from cloister.wire.cbor import Fields
+from cloister.wire.checkpoint import Cosignature, read_cosignatures
 
 STATEMENT: Final = "statement"
 QUERY: Final = "query"
@@ -136,21 +137,31 @@ def keyservice_report_data(
 
 @dataclass(frozen=True, slots=True)
 class LogHead:
-    """Size and root of the log, and the KeyService's time when it said so."""
+    """Size and root of the log, and the KeyService's time when it said so.
+
+    :param cosignatures: of witnesses, sorted by key; unverified until ``log.witness.require_quorum`` took them.
+    """
 
     size: int
     root: bytes
     time: int
+    cosignatures: tuple[Cosignature, ...] = ()
 
     def fields(self) -> dict[str, object]:
         """For CBOR."""
-        return {"size": self.size, "root": self.root, "time": self.time}
+        cosignatures = [item.fields() for item in self.cosignatures]
+        return {"size": self.size, "root": self.root, "time": self.time, "cosignatures": cosignatures}
 
     @staticmethod
     def read(value: object) -> LogHead:
         """:raises InvalidInput: anything malformed."""
         fields = Fields(value, "the log head")
-        head = LogHead(fields.integer("size"), fields.blob("root", exactly=32), fields.integer("time"))
+        head = LogHead(
+            fields.integer("size"),
+            fields.blob("root", exactly=32),
+            fields.integer("time"),
+            read_cosignatures(fields.items("cosignatures", limit=MAX_WITNESSES)),
+        )
         fields.done()
         return head
 
@@ -164,8 +175,8 @@ def sign_status(log_key: SigningKey, *, epoch: bytes, nonce: bytes, head: LogHea
 def verify_status(data: bytes, description: Description, nonce: bytes) -> LogHead:
     """:raises Tampered: ``signature-invalid``. :raises InvalidInput: ``status-not-fresh``."""
     what = "the KeyService's status"
-    payload = cose.verify1(data, Context.KEYSERVICE_STATUS, description.log_key, limit=2048, what=what)
-    fields = Fields(cbor.decode(payload, limit=2048, what=what), what)
+    payload = cose.verify1(data, Context.KEYSERVICE_STATUS, description.log_key, limit=MAX_STATUS, what=what)
+    fields = Fields(cbor.decode(payload, limit=MAX_STATUS, what=what), what)
     head = LogHead.read(fields.mapping("head"))
     fresh = (fields.blob("epoch", exactly=16), fields.blob("nonce", exactly=32)) == (description.epoch, nonce)
     fields.done()

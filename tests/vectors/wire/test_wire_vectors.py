@@ -14,7 +14,10 @@ from cloister.base.errors import CloisterError
 from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context, derive, digest, report_data
 from cloister.crypto.hpke import HpkePrivateKey
+from cloister.crypto.sign import SigningKey
+from cloister.log.witness import Witnessed, judge
 from cloister.wire import bhttp, calls, cbor, envelope, manifest, padding, statements
+from cloister.wire.checkpoint import AddCheckpoint, SignedNote, cosignature_line, parse_cosignatures
 
 VECTORS = Path(__file__).parents[3] / "vectors"
 Case = dict[str, Any]
@@ -138,3 +141,21 @@ def test_model(case: Case) -> None:
         description = manifest.Description.decode(bytes(out))
         assert (description.sizes, description.package) == ({"graph.onnx": 7}, b"index")
         assert description.encode() == bytes(out)
+
+
+@pytest.mark.parametrize("case", cases("witness"))
+def test_witness(case: Case) -> None:
+    known = Witnessed(case["known"][0], bytes.fromhex(case["known"][1]), case["known"][2])
+    with Expect(case):
+        request = AddCheckpoint.decode(raw(case, "request"))
+        assert request.encode() == raw(case, "request")
+        checkpoint = SignedNote.parse(request.note).verify(raw(case, "log_key"))
+        after = judge(known, request, checkpoint, case["now"])
+        assert after.time == case.get("time", case["now"])
+        if "answer" in case:
+            keys = [bytes.fromhex(key) for key in case["witnesses"]]
+            found = parse_cosignatures(raw(case, "answer"), checkpoint, keys)
+            assert len(found) == case["count"]
+        if "witness_key" in case:
+            made = checkpoint.cosign(SigningKey.from_seed(SecretBytes(raw(case, "witness_key"))), after.time)
+            assert cosignature_line("witness.example/w1", made) == raw(case, "answer")
