@@ -211,6 +211,22 @@ def test_a_report_that_does_not_name_its_product_is_looked_for_in_all(authority:
     assert given.files["vek.der"] == collateral.files["vek.der"]
 
 
+@pytest.mark.parametrize("signer", Signer)
+def test_a_certificate_that_came_with_the_evidence_names_the_product(authority: SnpAuthority, signer: Signer) -> None:
+    evidence, collateral = authority.evidence("Genoa", signer, version=2)
+    carried = Evidence(evidence.tee, evidence.body, {"vek.der": collateral.files["vek.der"]})
+    folder = f"/{signer.label}/v1/Genoa"
+    replies = {
+        f"{folder}/cert_chain": Reply(collateral.files["ask_ark.pem"]),
+        f"{folder}/crl": Reply(authority.crl("Genoa")),
+    }
+    with VendorService(replies) as service:
+        source = AmdKds(Fetcher(timeout=5), base=service.url)
+        assert source.collateral(carried).files["vek.der"] == collateral.files["vek.der"]
+        with pytest.raises(InvalidInput, match="collateral-malformed"):
+            source.collateral(Evidence(evidence.tee, evidence.body, {"vek.der": b"no certificate"}))
+
+
 def test_a_vlek_that_did_not_come_with_the_evidence_cannot_be_fetched(authority: SnpAuthority) -> None:
     evidence, _ = authority.evidence("Milan", Signer.VLEK)
     with VendorService({}) as service, pytest.raises(Unavailable, match="VLEK"):
