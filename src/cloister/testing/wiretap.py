@@ -94,9 +94,8 @@ class Wiretap:
             self._writers.discard(writer)
             return
         self._writers.add(service_writer)
-        await asyncio.gather(
-            self._pump(reader, service_writer, "up"), self._pump(service_reader, writer, "down"), return_exceptions=True
-        )
+        with contextlib.suppress(asyncio.CancelledError):  # the relay is being closed
+            await asyncio.gather(self._pump(reader, service_writer, "up"), self._pump(service_reader, writer, "down"))
         for end in (writer, service_writer):
             self._writers.discard(end)
             end.transport.abort()
