@@ -22,12 +22,13 @@ MAX_PROFILE_BYTES: Final = 16 * 1024 * 1024  # thousands of models at a few hund
 class Hosts:
     """Machines that instances are spread over.
 
+    :param secure_memory_mb: of each machine, ``count`` figures.
     :param page_fault_us: time to bring one 4 KiB page back when a host's secure memory is over-committed.
     """
 
     count: int
     cores: int
-    secure_memory_mb: float
+    secure_memory_mb: tuple[float, ...]
     page_fault_us: float
 
 
@@ -142,6 +143,15 @@ def _text(value: Any, path: str) -> str:
     return value
 
 
+def _each_host(value: Any, count: int) -> tuple[float, ...]:
+    path = "hosts.secure_memory_mb"
+    if isinstance(value, list):
+        if len(value) != count:
+            _bad(path, f"has {len(value)} figures for {count} hosts")
+        return tuple(_number(item, f"{path}[{i}]", above=True) for i, item in enumerate(value))
+    return (_number(value, path, above=True),) * count
+
+
 def _model(name: str, value: Any) -> Model:
     path = f"models.{name}"
     table = _table(value, path, {"memory_mb", "stages"}, {"owner", "shares_with", "slo_ms"})
@@ -205,7 +215,7 @@ def parse_profile(data: bytes) -> Profile:
         hosts=Hosts(
             count=_whole(hosts["count"], "hosts.count", 1),
             cores=_whole(hosts["cores"], "hosts.cores", 1),
-            secure_memory_mb=_number(hosts["secure_memory_mb"], "hosts.secure_memory_mb", above=True),
+            secure_memory_mb=_each_host(hosts["secure_memory_mb"], _whole(hosts["count"], "hosts.count", 1)),
             page_fault_us=_number(hosts["page_fault_us"], "hosts.page_fault_us"),
         ),
         jitter=_number(top.get("jitter", 0), "jitter"),

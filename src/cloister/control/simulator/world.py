@@ -87,6 +87,7 @@ class World:
         self._launched: dict[str, float] = {}
         self._reserved: dict[str, float] = {}  # instance -> MB it really uses
         hosts = [f"host-{n:03d}" for n in range(profile.hosts.count)]
+        self._host_fits = dict(zip(hosts, profile.hosts.secure_memory_mb, strict=True))
         self._host_used = dict.fromkeys(hosts, 0.0)
         self._host_instances = dict.fromkeys(hosts, 0)
         self._host_running = dict.fromkeys(hosts, 0)
@@ -249,7 +250,7 @@ class World:
         The pages of the model are touched once; the share of the host's pages that does not fit must come back, and a
         host brings pages back for one request at a time.
         """
-        used, fits = self._host_used[host], self._profile.hosts.secure_memory_mb
+        used, fits = self._host_used[host], self._host_fits[host]
         if used <= fits:
             return 0.0
         missing = 1.0 - fits / used
