@@ -20,6 +20,10 @@ MAX_STATEMENT: Final = 64 * KIB
 STATEMENT_LIFETIME_S: Final = 600  # a withheld statement dies by itself
 CLOCK_SKEW_S: Final = 60  # how far ahead of ours an issuer's clock may be
 CHALLENGE_LIFETIME_S: Final = 60
+PRESENCE_BURST: Final = (
+    4  # quotes that strangers may ask of a runtime at once; each takes the TEE milliseconds to seconds
+)
+PRESENCE_INTERVAL_S: Final = 5.0  # and one more after each of these
 SESSION_LIFETIME_S: Final = 600  # after this a runtime attests again, with fresh evidence
 LEASE_S: Final = 60  # how long a released key may be used (S5)
 LEASE_REQUESTS: Final = 100_000  # and for how many requests: the host owns the clock

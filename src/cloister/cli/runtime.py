@@ -17,7 +17,6 @@ from cloister.base.errors import InvalidInput
 from cloister.cli.output import Output
 
 if TYPE_CHECKING:
-    from cloister.attest.types import CollateralSource
     from cloister.runtime.options import RuntimeOptions
 
 T = TypeVar("T")
@@ -33,7 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle-root", metavar="HEX", help="public key that must have signed it (measured)")
     parser.add_argument("--bundle-version", type=int, default=1, metavar="N", help="least version of it (measured)")
     parser.add_argument(
-        "--collateral", type=Path, metavar="PATH", help="folder or bundle: for the KeyService's evidence and one's own"
+        "--collateral",
+        metavar="SOURCE",
+        help="a folder, a bundle file, a PCCS's address or `vendors`; default: what the KeyService sends along",
     )
     parser.add_argument("--store", metavar="URL|DIR", help="where encrypted models are")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT|unix:PATH", help="default: %(default)s")
@@ -65,17 +66,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
     from cloister.adapters.logs import JsonLog
     from cloister.base.ids import ModelId
-    from cloister.runtime.app import Listen, compose, genuine, run_until_told, simulated
+    from cloister.runtime.app import Listen, collateral_for, compose, endorsed, genuine, run_until_told, simulated
 
     prewarm = [ModelId.parse(text) for text in args.prewarm]
     listen = Listen.parse(args.listen)
     clock = SystemClock()
     tee = simulated(args.simulation_key, options, clock) if args.simulation_key else genuine(options)
-    collateral = _collateral(args.collateral)
-    if args.collateral is not None:  # the KeyService then needs no source of its own
-        from cloister.adapters.tee.endorsing import EndorsingAttester
-
-        tee = (EndorsingAttester(tee[0], collateral), tee[1])
+    collateral = collateral_for(args.collateral, clock)
+    if args.collateral:  # a KeyService then needs no source of its own
+        tee = endorsed(tee, collateral)
     log = JsonLog(clock, service="runtime", tee=tee[1].tee.value)
     runtime = compose(
         options,
@@ -137,20 +136,6 @@ def _show(args: argparse.Namespace, options: RuntimeOptions, out: Output) -> int
         _, identity = genuine(options)
     out.result({"tee": identity.tee.value, "measurement": identity.measurement.hex(), **shown})
     return 0
-
-
-def _collateral(path: Path | None) -> CollateralSource:
-    if path is None:
-        from cloister.adapters.collateral.configured import CarriedCollateral
-
-        return CarriedCollateral()
-    if path.is_dir():
-        from cloister.adapters.collateral.directory import DirectoryCollateral
-
-        return DirectoryCollateral(path)
-    from cloister.adapters.collateral.bundle import BundleCollateral
-
-    return BundleCollateral.open(path)
 
 
 def _need(value: T | None, name: str) -> T:

@@ -33,6 +33,7 @@ class Context(StrEnum):
     KEYSERVICE_CALL = "cloister/v1/keyservice-call"
     KEYSERVICE_REPLY = "cloister/v1/keyservice-reply"
     RUNTIME_EVIDENCE = "cloister/v1/runtime-evidence"
+    RUNTIME_PRESENCE = "cloister/v1/runtime-presence"
     CHALLENGE = "cloister/v1/challenge"
     SESSION = "cloister/v1/runtime-session"
     SESSION_CALL = "cloister/v1/runtime-session-call"

@@ -127,6 +127,24 @@ def genuine(options: RuntimeOptions) -> tuple[Attester, RuntimeIdentity]:
     return attester, RuntimeIdentity(attester.tee, own_measurement(attester), options.measured().digest)
 
 
+def collateral_for(source: str | None, clock: Clock) -> CollateralSource:
+    """Where collateral for the KeyService's evidence comes from; as ``adapters.collateral.configured`` names it.
+
+    :raises InvalidInput: ``collateral-source``. :raises Unavailable: ``collateral-unavailable``.
+    """
+    from cloister.adapters.collateral.configured import open_collateral
+    from cloister.attest.anchors import production_anchors
+
+    return open_collateral(source, production_anchors(), clock)
+
+
+def endorsed(tee: tuple[Attester, RuntimeIdentity], collateral: CollateralSource) -> tuple[Attester, RuntimeIdentity]:
+    """The same TEE, whose evidence brings its collateral along (attestation.md, 11.8)."""
+    from cloister.adapters.tee.endorsing import EndorsingAttester
+
+    return EndorsingAttester(tee[0], collateral), tee[1]
+
+
 def compose(
     options: RuntimeOptions,
     *,

@@ -28,6 +28,7 @@ from cloister.runtime.loader import Loader
 from cloister.runtime.messages import RuntimeIdentity
 from cloister.runtime.models import ModelCache
 from cloister.runtime.options import RuntimeOptions
+from cloister.runtime.presence import PresenceDesk
 from cloister.runtime.replay import ReplayCache
 from cloister.runtime.scheduler import Scheduler
 from cloister.runtime.serve import Sealed
@@ -111,12 +112,20 @@ class Runtime:
             started=self._take_start,
         )
         self.streams = Streams(self.sealed, clock, deadline_s=options.deadline_s)
+        self.presence = PresenceDesk(
+            ports.attester,
+            options.measured(),
+            bundle_digest=ports.bundle_digest,
+            executor=self._cold,
+            clock=clock,
+        )
         self.app = RuntimeApp(
             self.sealed,
             streams=self.streams,
             status=self.status,
             ready=lambda: self.session.ready,
             metrics=self.registry.exposition,
+            presence=self.presence,
         )
         gauge = self.registry.gauge
         gauge("cloister_in_flight", "Requests in a slot or waiting for one.", ask=lambda: self.scheduler.in_flight)

@@ -11,12 +11,15 @@ from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_HEADER, MAX_REQUEST_BODY
+from cloister.runtime.presence import PresenceDesk
 from cloister.runtime.serve import Sealed, refused
 from cloister.runtime.streams import Streams
 from cloister.wire.envelope import RESPONSE_MEDIA_TYPE, SEALED_SECRET, sealed_length
+from cloister.wire.presence import NONCE_LENGTH
 
 MAX_SEALED: Final = sealed_length(MAX_REQUEST_BODY) + MAX_HEADER + SEALED_SECRET + 64
 _SEALED_HEADERS: Final = (("content-type", RESPONSE_MEDIA_TYPE), ("cache-control", "no-store"))
+_BYTES: Final = (("content-type", "application/octet-stream"), ("cache-control", "no-store"))
 _JSON: Final = (("content-type", "application/json"), ("cache-control", "no-store"))
 _TEXT: Final = (("content-type", CONTENT_TYPE),)
 
@@ -28,7 +31,7 @@ class RuntimeApp:
 
     :param status: what the gateway packs, balances and scales by; nothing secret.
     :param ready: whether keys can be had.
-    :param metrics: Prometheus text.
+    :param metrics: Prometheus text. :param presence: evidence for whoever asks.
     """
 
     def __init__(
@@ -39,18 +42,22 @@ class RuntimeApp:
         ready: Callable[[], bool],
         metrics: Callable[[], bytes],
         streams: Streams,
+        presence: PresenceDesk,
     ) -> None:
         self._sealed = sealed
         self._status = status
         self._ready = ready
         self._metrics = metrics
         self._streams = streams
+        self._presence = presence
 
     async def __call__(self, request: Request) -> Response:
         """Route one request."""
         path = request.path
         if path.startswith("/v1/models/"):
             return await self._model(request, path[len("/v1/models/") :])
+        if path == "/v1/evidence":
+            return await self._evidence(request)
         if request.method not in ("GET", "HEAD"):
             raise InvalidInput("method-not-allowed", "only sealed requests are posted")
         match path:
@@ -66,6 +73,12 @@ class RuntimeApp:
                 return Response(200, _TEXT, self._metrics())
             case _:
                 raise InvalidInput("not-found", "there is nothing here")
+
+    async def _evidence(self, request: Request) -> Response:
+        if request.method != "POST":
+            raise InvalidInput("method-not-allowed", "a nonce is posted")
+        nonce = bytes(await request.body(NONCE_LENGTH + 1))
+        return Response(200, _BYTES, await self._presence.answer(nonce))
 
     async def _model(self, request: Request, rest: str) -> Response:
         text, _, action = rest.rpartition("/")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from cloister.adapters.tee.measurement import own_measurement
 from cloister.adapters.tee.nitro import NitroAttester
 from cloister.adapters.tee.open import open_tee
 from cloister.adapters.tee.sealing import gramine_sealer
+from cloister.attest import x509
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.configuration import configure
 from cloister.attest.types import Attester, Collateral, Evidence, TeeType
@@ -35,7 +37,7 @@ from cloister.testing.devices import FakeConfigfsTsm, FakeGramine, FakeNsm
 from cloister.testing.evidence_dcap import SyntheticIntel
 from cloister.testing.evidence_dcap_pki import NOW
 from cloister.testing.evidence_nitro import NitroAuthority
-from cloister.testing.evidence_snp import SnpAuthority
+from cloister.testing.evidence_snp import SnpAuthority, build_cert_table
 from cloister.testing.logs import MemoryLog
 from cloister.testing.rows import MemoryDisk, MemoryRows
 from cloister.wire import calls, provisioning
@@ -91,6 +93,10 @@ def nitro() -> tuple[Attester, Collateral]:
 
 
 RUNTIMES = {"sgx": sgx, "tdx": tdx, "sev-snp": snp, "nitro": nitro}
+
+
+def chain_of(files: Mapping[str, bytes]) -> tuple[x509.Certificate, ...]:
+    return x509.load_pem_chain(files["ask_ark.pem"], "the chain")
 
 
 def endorsed(attester: Attester, collateral: Collateral) -> EndorsingAttester:
@@ -156,6 +162,23 @@ def test_a_runtime_that_brings_no_collateral_is_not_believed(site: Site, kind: s
         attest(site, attester)
 
 
+@pytest.mark.parametrize("as_pem", [False, True])
+def test_a_host_that_hands_the_guest_its_certificates_needs_no_other_source(site: Site, as_pem: bool) -> None:
+    """Clause 4.12: the certificate table of the extended guest request."""
+    files = AMD.evidence("Milan", crl=AMD.crl("Milan"))[1].files
+    ask, ark = (der for _, der in sorted((cert.subject == cert.issuer, cert.der) for cert in chain_of(files)))
+    entries = {"vcek": files["vek.der"], "ask": ask, "ark": ark}
+    if as_pem:
+        entries = {name: ssl.DER_cert_to_PEM_cert(der).encode() for name, der in entries.items()}
+    table = build_cert_table(entries | {"crl": files["crl.der"]})
+
+    def report(data: bytes, level: int) -> bytes:
+        return AMD.evidence("Milan", report_data=data, vmpl=level)[0].body
+
+    fake = FakeConfigfsTsm(report, provider=b"sev_guest\n", auxblob=table)
+    assert attest(site, ConfigfsTsmAttester(fake)).lifetime > 0
+
+
 def test_a_host_cannot_bring_older_collateral_than_was_seen(site: Site) -> None:
     """Clause 8.3 without a network: what travelled once is the floor, so a revocation cannot be hidden again."""
     intel = SyntheticIntel.tdx(4)
@@ -214,6 +237,7 @@ def test_the_source_of_collateral_is_named(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="collateral-unavailable"):
             open_collateral(source, ANCHORS, clock).collateral(evidence)
     open_collateral("vendors", ANCHORS, clock, cache=tmp_path / "cache")
+    open_collateral("https://pccs.example:8081", ANCHORS, clock)
     assert (tmp_path / "cache").is_dir()
 
 

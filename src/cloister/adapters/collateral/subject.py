@@ -7,6 +7,7 @@ fit, and verification refuses.
 from __future__ import annotations
 
 import hashlib
+import ssl
 from dataclasses import dataclass
 
 from cloister.attest.dcap.chain import PCK_CAS, read_chain
@@ -92,4 +93,18 @@ def _amd(evidence: Evidence) -> AmdSubject:
         product = next((p.name for p in found), None)
     table = cert_table(evidence.endorsements[CERT_TABLE]) if CERT_TABLE in evidence.endorsements else {}
     vek = evidence.endorsements.get(VEK_FILE, table.get(signer.label))
+    vek = None if vek is None else certificate_der(vek)
     return AmdSubject(signer, product, report.chip_id, report.reported_tcb, vek)
+
+
+def certificate_der(data: bytes) -> bytes:
+    """A certificate as DER: some hosts put PEM into the certificate table.
+
+    :raises InvalidInput: ``collateral-malformed``.
+    """
+    if not data.startswith(b"-----BEGIN CERT"):
+        return data
+    try:
+        return ssl.PEM_cert_to_DER_cert(data.decode("ascii").strip())
+    except (UnicodeError, ValueError) as error:
+        raise InvalidInput("collateral-malformed", "what looks like a PEM certificate is none") from error
