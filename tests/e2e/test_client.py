@@ -98,6 +98,35 @@ def test_asyncio(bob: Client, model: ModelId) -> None:
     asyncio.run(many())
 
 
+def test_a_stream_of_inferences(bob: Client, model: ModelId) -> None:
+    inputs = ({"a": A * i, "b": B} for i in range(50))
+    count = 0
+    for i, outputs in enumerate(bob.infer_stream(model, inputs)):
+        assert np.array_equal(outputs["sum"], A * i + B)
+        count += 1
+    assert count == 50
+
+
+def test_a_stream_tells_what_is_wrong_with_an_input(bob: Client, model: ModelId) -> None:
+    answers = bob.infer_stream(model, [{"a": A, "b": B}, {"a": A}])
+    assert np.array_equal(next(answers)["sum"], A + B)
+    with pytest.raises(InvalidInput):
+        next(answers)
+    check(bob, model)
+
+
+def test_a_stream_nobody_granted_says_why(alice: Client, bob: Client, model: ModelId, cloud: LocalCloud) -> None:
+    policy = cloud.runtime_policy()
+    alice.revoke("sums", bob.account.identity.id)
+    try:
+        bob.rotate_request_key(model)  # no instance has a lease of the new key
+        with pytest.raises(Refused, match="refused-by-owner"):
+            next(bob.infer_stream(model, [{"a": A, "b": B}]))
+    finally:
+        alice.grant("sums", bob.account.identity.id, policy)
+    check(bob, model)
+
+
 def test_the_log_tells_both_parties_what_happened(alice: Client, bob: Client, model: ModelId) -> None:
     check(bob, model)
     for client in (alice, bob):

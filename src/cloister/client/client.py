@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -128,6 +128,27 @@ class Client(Ownership, Usage):
             return open_inference(sealed, self.exchange(sealed, deadline_s), consented.manifest_digest)
 
         return self._until(deadline_s, target, once)
+
+    def infer_stream(
+        self, model: str | ModelId, inputs: Iterable[Mapping[str, npt.ArrayLike]], *, deadline_s: float = DEADLINE_S
+    ) -> Iterator[Outputs]:
+        """Run a model on a stream of inputs over one sealed request; answers come in order, as they are made.
+
+        Memory is bounded by one inference in each direction, however long the stream. See ``AsyncClient.infer_stream``.
+        """
+        import asyncio
+
+        from cloister.client.asynchronous import AsyncClient
+
+        with asyncio.Runner() as runner:
+            client = AsyncClient(self)
+            answers = client.infer_stream(model, inputs, deadline_s=deadline_s)
+            try:
+                while (outputs := runner.run(anext(answers, None))) is not None:
+                    yield outputs
+            finally:
+                runner.run(answers.aclose())
+                runner.run(client.disconnect())
 
     def metadata(self, model: str | ModelId, *, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
         """OIP v2 model metadata: name, versions, platform, inputs and outputs."""
