@@ -71,11 +71,12 @@ OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsembleClassifier TreeEnsem
 """
 
 # What ONNX Runtime's own optimiser fuses into on a CPU. Not the quantised ones: some of their kernels take the number
-# and size of scales on trust (1.31: QLinearSigmoid SIGABRT, MatMulIntegerToFloat SIGSEGV). Quantised models in standard
-# operators (QuantizeLinear and DequantizeLinear) are accepted, and fused when they are loaded.
+# and size of scales on trust (1.31: QLinearSigmoid SIGABRT, MatMulIntegerToFloat SIGSEGV). Not attention (SIGSEGV on
+# odd shapes of its inputs). Quantised models in standard operators (QuantizeLinear and DequantizeLinear) are accepted,
+# and fused when they are loaded.
 _MICROSOFT_OPERATORS: Final = """
-Attention BiasGelu BiasSoftmax ConvTransposeWithDynamicPads DequantizeLinear EmbedLayerNormalization FastGelu FusedConv
-FusedGemm FusedMatMul FusedMatMulActivation Gelu MultiHeadAttention NhwcMaxPool QuantizeLinear QuickGelu RotaryEmbedding
+BiasGelu BiasSoftmax ConvTransposeWithDynamicPads DequantizeLinear EmbedLayerNormalization FastGelu FusedConv
+FusedGemm FusedMatMul FusedMatMulActivation Gelu NhwcMaxPool QuantizeLinear QuickGelu RotaryEmbedding
 SkipLayerNormalization SkipSimplifiedLayerNormalization TransposeMatMul
 """
 
