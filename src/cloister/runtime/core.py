@@ -38,6 +38,7 @@ from cloister.runtime.streams import Streams
 
 _COLD_THREADS: Final = 16  # calls to the KeyService and loads at once; they wait more than they compute
 _READER_THREADS: Final = 8
+_KEEP_IDLE_S: Final = 10  # seconds without a load until the pool of weights is given back
 _IDLE_WEIGHTS: Final = 4  # of the budget, this part may lie idle in the pool: touched, wiped, ready for the next model
 
 
@@ -97,6 +98,8 @@ class Runtime:
         )
         self.scheduler = Scheduler(clock, slots=options.concurrency, queue_limit=options.queue)
         self._start: Timings | None = None
+        self._fetched_before = 0
+        self._quiet_s = 0
         self.sealed = Sealed(
             rooms=self.rooms,
             leases=self.leases,
@@ -188,6 +191,13 @@ class Runtime:
     def keep_house(self) -> None:
         """Once a second: let ended leases go, and attest anew before the session ends, off the hot path."""
         self.leases.sweep()
+        fetched = self.metrics.fetched_bytes
+        if fetched == self._fetched_before:  # nothing was loaded for a while: nobody misses the pool
+            self._quiet_s += 1
+        else:
+            self._fetched_before, self._quiet_s = fetched, 0
+        if self._quiet_s == _KEEP_IDLE_S:
+            self.weights.clear()
         if not self.session.ready:
             try:
                 self.session.connect(Timings())

@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Final
 
 from cloister.adapters.modelstore.port import ModelStore, Place
+from cloister.adapters.process import trim_heap
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import MAX_GRAPH_BYTES, MAX_MANIFEST
 from cloister.base.secret import SecretBytes
@@ -71,7 +72,7 @@ class LoadedModel:
         self,
         plan: Plan,
         session: Session,
-        buffers: list[WeightBuffer],
+        buffers: Mapping[str, WeightBuffer],
         pool: BufferPool,
         checks: list[Future[None]],
     ) -> None:
@@ -81,8 +82,11 @@ class LoadedModel:
         self.session = session
         self.memory = plan.memory
         self.cost_s = math.inf  # what a request costs, a running mean; kept by whoever runs them
-        self.plain_bytes = sum(buffer.view.nbytes for buffer in buffers)
-        self._buffers = buffers
+        lent = set(plan.variant.lent)
+        self._buffers = [buffer for name, buffer in buffers.items() if name in lent]
+        # The engine made its own of these; they stay only until they were checked.
+        self._spare = [buffer for name, buffer in buffers.items() if name not in lent]
+        self._lock = threading.Lock()
         self._pool = pool
         self._checks = checks
 
@@ -94,15 +98,24 @@ class LoadedModel:
         if self._checks:
             for check in self._checks:
                 check.result()
-            self._checks = []
+            self._checked()
+
+    def _checked(self) -> None:
+        with self._lock:
+            spare, self._spare, self._checks = self._spare, [], []
+        for buffer in spare:
+            buffer.release()  # not into the pool: one copy of the weights, and no second one lying idle
+        trim_heap()  # what the engine needed for its start only
 
     def close(self) -> None:
         """Free session and weights; the weights are wiped."""
         wait(self._checks)
+        self._checked()
         self.session.close()
         buffers, self._buffers = self._buffers, []
         for buffer in buffers:
             self._pool.give(buffer)
+        trim_heap()
 
 
 class Loader:
@@ -190,7 +203,7 @@ class Loader:
             raise
         if (plan.place.digest, plan.variant.name) not in self._passed:
             checks.append(self._readers.submit(self._ask, plan, session))
-        return LoadedModel(plan, session, list(files.values()), self._pool, checks)
+        return LoadedModel(plan, session, files, self._pool, checks)
 
     def _ask(self, plan: Plan, session: Session) -> None:
         name = (plan.place.digest, plan.variant.name)

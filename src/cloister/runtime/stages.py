@@ -105,6 +105,11 @@ class StageMetrics:
         """Bytes of models fetched and decrypted again: memory is too small for what is asked of this instance."""
         return int(self._churn.value())
 
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes of models fetched and decrypted."""
+        return int(self._fetched.value())
+
     def observe(self, timings: Timings) -> None:
         """A request is done."""
         path = timings.path.value
