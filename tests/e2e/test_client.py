@@ -12,7 +12,7 @@ import pytest
 from cloister import AsyncClient, Client
 from cloister.base.errors import InvalidInput, Refused
 from cloister.base.ids import ModelId
-from cloister.client.explain import first_failure
+from cloister.client.explain import failure
 from cloister.testing.local_cloud import LocalCloud
 from cloister.wire.statements import SERVICE_KEY
 
@@ -82,7 +82,7 @@ def test_service_key_mode(bob: Client, model: ModelId, cloud: LocalCloud) -> Non
     try:
         check(bob, model)
         bob.revoke_consent(model)
-        assert first_failure(bob.why(model)) is not None
+        assert failure(bob.why(model)["checks"]) is not None
     finally:
         bob.consent(model, policy)
     check(bob, model)

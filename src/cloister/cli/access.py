@@ -16,7 +16,7 @@ from cloister.base.ids import ModelId
 from cloister.cli.account import add_account_options, open_client, resolve_user
 from cloister.cli.output import Output, as_json
 from cloister.client.client import Client
-from cloister.client.explain import first_failure
+from cloister.client.explain import failure
 from cloister.log.entry import STATEMENT, Entry
 from cloister.wire.statements import FOREVER, peek_statement
 
@@ -68,7 +68,7 @@ def _why(args: argparse.Namespace, out: Output, client: Client) -> int:
             f"the last runtime that was refused ({answer['denial']['tee']}, {_when(answer['denial']['time'])}):"
         )
         lines += map(_check, answer["denial"]["checks"])
-    failing = first_failure(answer)
+    failing = failure(answer["checks"])
     lines.append(f"refused: {failing['code']}" if failing else "nothing refuses")
     out.result({"allowed": failing is None, **dict(as_json(answer))}, "\n".join(lines))  # type: ignore[call-overload]
     return 1 if failing else 0

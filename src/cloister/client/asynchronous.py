@@ -17,6 +17,7 @@ from cloister.base.errors import CloisterError, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_RESPONSE_BODY
 from cloister.client.client import DEADLINE_S, SEALED_HEADERS, Client, content_of, pause_before_next
+from cloister.client.explain import AGAIN_S
 from cloister.client.inference import Outputs, open_inference, seal_inference
 from cloister.client.streaming import OutgoingStream
 
@@ -75,6 +76,7 @@ class AsyncClient:
         loop, sync = asyncio.get_running_loop(), self.sync
         target = await self.run(sync.model_id, model)
         end = loop.time() + deadline_s
+        again = True
         for attempt in itertools.count():
             try:
                 key = await self.run(sync.keys.key, target)
@@ -94,7 +96,11 @@ class AsyncClient:
             except Unavailable as error:
                 await asyncio.sleep(pause_before_next(error, attempt, end - loop.time()))
             except CloisterError as error:
-                raise await self.run(sync.explained, error, target) from error
+                reason = await self.run(sync.explained, error, target, again=again)
+                if reason is not None:
+                    raise reason from error
+                again = False
+                await asyncio.sleep(AGAIN_S)
         raise AssertionError
 
     async def infer_stream(
@@ -139,7 +145,8 @@ class AsyncClient:
         except Unavailable:
             raise
         except CloisterError as error:
-            raise await self.run(sync.explained, error, target) from error
+            reason = await self.run(sync.explained, error, target, again=False)
+            raise reason or error from error
 
 
 async def _each(inputs: AsyncIterable[Inputs] | Iterable[Inputs]) -> AsyncIterator[Inputs]:

@@ -168,21 +168,29 @@ class Client(Ownership, Usage):
 
     def _until(self, deadline_s: float, target: ModelId, once: Callable[[float], T]) -> T:
         end = self.clock.monotonic() + deadline_s
+        again = True
         for attempt in itertools.count():
             try:
                 return once(self.clock.now())
             except Unavailable as error:
                 time.sleep(pause_before_next(error, attempt, end - self.clock.monotonic()))
             except CloisterError as error:
-                raise self.explained(error, target) from error
+                reason = self.explained(error, target, again=again)
+                if reason is not None:
+                    raise reason from error
+                again = False
+                time.sleep(explain.AGAIN_S)
         raise AssertionError
 
-    def explained(self, error: CloisterError, target: ModelId) -> CloisterError:
-        """The same error, or the KeyService's reason where a runtime may not give one."""
+    def explained(self, error: CloisterError, target: ModelId, *, again: bool) -> CloisterError | None:
+        """The same error, or the KeyService's reason where a runtime may not give one.
+
+        :param again: whether the request may be sent again; then ``None`` when no standing rule refuses it.
+        """
         if error.code != OUTER_REFUSAL:
             return error
         self.keys.forget(target)
-        return explain.refusal(self.account, target)
+        return explain.refusal(self.account, target, again=again)
 
     def exchange(self, sealed: SealedInference, deadline_s: float) -> bytes:
         """Send one sealed request as it is, once; returns the sealed answer."""
