@@ -57,19 +57,35 @@ def _pyplot() -> Any:
     return plt
 
 
+def _style(number: int) -> dict[str, Any]:
+    """Lines that lie on each other stay apart: each later one is thinner and broken differently."""
+    dashes: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (3, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1)))
+    return {"linestyle": dashes[number % len(dashes)], "linewidth": max(1.0, 3.0 - 0.4 * number)}
+
+
 def latency_cdf(runs: Sequence[tuple[str, Record]]) -> Any:
-    """Distribution of latency, one line a run."""
+    """Distribution of latency, one line a run; beside it the tail, where policies differ."""
     plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, record in runs:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    for number, (name, record) in enumerate(runs):
         latencies = np.sort(np.asarray(record.latencies))
-        if len(latencies):
-            keep = np.unique(np.linspace(0, len(latencies) - 1, 2000).astype(int))
-            axes.plot(latencies[keep], (keep + 1) / len(latencies), label=name, linewidth=1.5)
-    axes.set_xscale("log")
-    axes.set(xlabel="latency, ms", ylabel="share of requests", ylim=(0, 1.01), title="Latency")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="lower right")
+        if not len(latencies):
+            continue
+        keep = np.unique(
+            np.concatenate(
+                [
+                    np.linspace(0, len(latencies) - 1, 2000).astype(int),
+                    np.arange(max(0, len(latencies) - 1000), len(latencies)),
+                ]
+            )
+        )
+        left.plot(latencies[keep], (keep + 1) / len(latencies), label=name, **_style(number))
+        right.plot(latencies[keep], 1.0 - keep / len(latencies), **_style(number))
+    left.set(xscale="log", xlabel="latency, ms", ylabel="share of requests", ylim=(0, 1.01), title="Latency")
+    right.set(xscale="log", yscale="log", xlabel="latency, ms", ylabel="share that is slower", title="Its tail")
+    for axes in (left, right):
+        axes.grid(visible=True, alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=6)
     return figure
 
 
@@ -77,13 +93,13 @@ def instances_over_time(runs: Sequence[tuple[str, Record]]) -> Any:
     """Instances and waiting requests over time."""
     plt = _pyplot()
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained", height_ratios=(2, 1))
-    for name, record in runs:
+    for number, (name, record) in enumerate(runs):
         at = [moment.at for moment in record.timeline]
-        top.step(at, [moment.instances for moment in record.timeline], label=name, linewidth=1.2, where="post")
-        bottom.step(at, [moment.waiting for moment in record.timeline], linewidth=1.0, where="post")
+        top.step(at, [m.instances for m in record.timeline], label=name, where="post", **_style(number))
+        bottom.step(at, [m.waiting for m in record.timeline], where="post", **_style(number))
     top.set(ylabel="instances", title="Instances and queue", ylim=(0, None))
     bottom.set(xlabel="time, s", ylabel="waiting", ylim=(0, None))
-    top.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=6)
     for axes in (top, bottom):
         axes.grid(visible=True, alpha=0.3)
     return figure
@@ -100,7 +116,7 @@ def shares(runs: Sequence[tuple[str, Record]]) -> Any:
         left.barh(names, part, left=left_edge, label=path.value, color=PATH_COLOURS[path.value])
         left_edge += part
     left.set(xlabel="share of requests, %", title="Cold, warm, hot", xlim=(0, 100))
-    left.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=3)
     right.barh(names, [record.gb_seconds for _, record in runs], color="#228833")
     right.set(xlabel="GB-seconds", title="Cost")
     for axes in (left, right):
@@ -112,7 +128,7 @@ def attainment(runs: Sequence[tuple[str, Record]]) -> Any:
     """Share answered in time, by when the request came."""
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    for name, record in runs:
+    for number, (name, record) in enumerate(runs):
         arrived, good = np.asarray(record.arrived), np.asarray(record.latencies) <= np.asarray(record.slo)
         if not len(arrived):
             continue
@@ -120,10 +136,10 @@ def attainment(runs: Sequence[tuple[str, Record]]) -> Any:
         counts, _ = np.histogram(arrived, edges)
         kept, _ = np.histogram(arrived[good], edges)
         seen = counts > 0
-        axes.plot(edges[:-1][seen], 100 * kept[seen] / counts[seen], label=name, linewidth=1.2)
+        axes.plot(edges[:-1][seen], 100 * kept[seen] / counts[seen], label=name, **_style(number))
     axes.set(xlabel="time, s", ylabel="in time, %", title="Answered within the bound", ylim=(-2, 102))
     axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=6)
     return figure
 
 
