@@ -17,7 +17,7 @@ from cloister.attest.appraise import appraise
 from cloister.attest.bundle import TrustBundle
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.steps import Steps
-from cloister.attest.types import Appraisal, Collateral, CollateralSource, Evidence, TeeType
+from cloister.attest.types import Appraisal, Collateral, CollateralSource, Configuration, Evidence, TeeType
 from cloister.attest.verify import verify
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
@@ -132,19 +132,29 @@ def believe(
         policy=bundle.keyservice,
         now=now,
     )
-    if description.bundle_digest != bundle.digest:
+    check_bundle_in_use(description.bundle_digest, bundle)
+    check_rollback_protection(configuration, bundle)
+    return AttestedKeyService(description, appraisal)
+
+
+def check_bundle_in_use(digest: bytes, bundle: TrustBundle) -> None:
+    """:raises Refused: ``keyservice-bundle-differs`` unless what was attested is the digest of our bundle."""
+    if digest != bundle.digest:
         raise Refused(
             "keyservice-bundle-differs",
             "the KeyService runs under another trust bundle than ours",
             hint="One of the two is older: get the newest bundle from its author.",
         )
+
+
+def check_rollback_protection(configuration: Configuration, bundle: TrustBundle) -> None:
+    """:raises Refused: ``keyservice-rollback-unsafe`` unless it has protection, or the bundle accepts none (S7)."""
     protection = configuration.values.get("rollback_protection", NO_ROLLBACK_PROTECTION)
     if protection == NO_ROLLBACK_PROTECTION and not bundle.accept_rollback_unsafe:
         raise Refused(
             "keyservice-rollback-unsafe",
             "the KeyService has no protection from rollback, and the trust bundle does not accept that",
         )
-    return AttestedKeyService(description, appraisal)
 
 
 def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead, floor: LogHead | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.collateral.bundle import BundleCollateral
+from cloister.adapters.collateral.configured import VENDORS, open_collateral
 from cloister.attest.anchors import TrustAnchors, production_anchors
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.types import Claims, Collateral, Configuration, Evidence, TeeType
@@ -40,15 +41,20 @@ class Presented:
     now: float
 
 
-def add_evidence_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--tee --evidence --collateral --configuration --at --insecure-simulation-key``."""
-    parser.add_argument("--tee", required=True, choices=[*TEES], help="the kind of TEE that the evidence is of")
-    parser.add_argument("--evidence", required=True, type=Path, metavar="FILE", help="quote, report, document or token")
+def add_evidence_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """``--tee --evidence --collateral --configuration --at --insecure-simulation-key``.
+
+    :param required: whether ``--tee`` and ``--evidence`` must be given.
+    """
+    parser.add_argument("--tee", required=required, choices=[*TEES], help="the kind of TEE that the evidence is of")
+    parser.add_argument(
+        "--evidence", required=required, type=Path, metavar="FILE", help="quote, report, document or token"
+    )
     parser.add_argument(
         "--collateral",
-        type=Path,
-        metavar="DIR|FILE",
-        help="folder with collateral.json (sgx, tdx) or vek.der, ask_ark.pem and crl.der (sev-snp); or a bundle",
+        metavar="SOURCE",
+        help="folder with collateral.json (sgx, tdx) or vek.der, ask_ark.pem and crl.der (sev-snp); or a bundle file; "
+        "or `vendors`, or the address of a PCCS, to ask for it",
     )
     parser.add_argument(
         "--configuration", type=Path, metavar="FILE", help="the service's configuration, for rules that ask for one"
@@ -80,21 +86,33 @@ def read_presented(args: argparse.Namespace) -> Presented:
         configuration = decode_configuration(
             read_file(args.configuration, limit=MAX_CONFIGURATION, what="configuration")
         )
-    keys = tuple(from_hex(text, "--insecure-simulation-key") for text in args.insecure_simulation_key)
-    if any(len(key) != PUBLIC_KEY_LENGTH for key in keys):
-        raise InvalidInput("argument", f"--insecure-simulation-key: a key has {PUBLIC_KEY_LENGTH} bytes")
     return Presented(
         evidence=evidence,
         collateral=_collateral(args.collateral, evidence),
-        anchors=production_anchors().with_simulation(keys),
+        anchors=anchors_of(args),
         configuration=configuration,
         now=SystemClock().now() if args.at is None else args.at,
     )
 
 
-def _collateral(path: Path | None, evidence: Evidence) -> Collateral:
-    if path is None:
+def anchors_of(args: argparse.Namespace) -> TrustAnchors:
+    """The vendors' roots, and the simulation keys that were named.
+
+    :raises InvalidInput: ``argument``.
+    """
+    keys = tuple(from_hex(text, "--insecure-simulation-key") for text in args.insecure_simulation_key)
+    if any(len(key) != PUBLIC_KEY_LENGTH for key in keys):
+        raise InvalidInput("argument", f"--insecure-simulation-key: a key has {PUBLIC_KEY_LENGTH} bytes")
+    return production_anchors().with_simulation(keys)
+
+
+def _collateral(source: str | None, evidence: Evidence) -> Collateral:
+    if source is None:
         return Collateral()
+    path = Path(source)
+    if source == VENDORS or source.startswith(("http://", "https://")):
+        # Its clock is the machine's, whatever --at says: a service gives what is valid now.
+        return open_collateral(source, production_anchors(), SystemClock()).collateral(evidence)
     if path.is_file():
         try:
             return BundleCollateral.open(path).collateral(evidence)
