@@ -20,15 +20,22 @@ from cloister.attest.steps import Steps
 from cloister.attest.types import Appraisal, Collateral, CollateralSource, Configuration, Evidence, TeeType
 from cloister.attest.verify import verify
 from cloister.base.clock import Clock
-from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
-from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE
+from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
+from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_STATUS
 from cloister.base.secret import SecretBytes
-from cloister.wire import calls
+from cloister.log.merkle import MAX_PROOF, verify_consistency
+from cloister.log.receipt import read_proof
+from cloister.log.witness import require_quorum
+from cloister.wire import calls, cbor
 from cloister.wire.calls import Description, LogHead
+from cloister.wire.cbor import Fields
 
 MAX_DESCRIPTION: Final = MAX_EVIDENCE + MAX_COLLATERAL + 16384
 MAX_REPLY: Final = 4 * MAX_CALL
+UNCONFIRMED: Final = "keyservice-unconfirmed"
 NO_ROLLBACK_PROTECTION: Final = "none"
+WITNESSES: Final = "witnesses"
+_MAX_PROOF_REPLY: Final = 4096
 
 
 class Transport(Protocol):
@@ -150,23 +157,30 @@ def check_bundle_in_use(digest: bytes, bundle: TrustBundle) -> None:
 def check_rollback_protection(configuration: Configuration, bundle: TrustBundle) -> None:
     """:raises Refused: ``keyservice-rollback-unsafe`` unless it has protection, or the bundle accepts none (S7)."""
     protection = configuration.values.get("rollback_protection", NO_ROLLBACK_PROTECTION)
-    if protection == NO_ROLLBACK_PROTECTION and not bundle.accept_rollback_unsafe:
+    if protection != WITNESSES and (protection != NO_ROLLBACK_PROTECTION or not bundle.accept_rollback_unsafe):
         raise Refused(
             "keyservice-rollback-unsafe",
             "the KeyService has no protection from rollback, and the trust bundle does not accept that",
         )
+    if protection != WITNESSES and bundle.witnesses:
+        raise Refused(
+            "keyservice-rollback-unsafe", "the trust bundle names witnesses, and the KeyService works without any"
+        )
 
 
-def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead, floor: LogHead | None = None) -> None:
-    """Refuse a log that went back or forked, then remember the newest head (clause 5.3).
+_HISTORY_HINT: Final = "Its database was restored or replaced. Do not use it; tell whoever runs it, and the auditor."
 
+
+def check_head(seen: LogHead | None, head: LogHead, floor: LogHead | None = None) -> None:
+    """Refuse a log that went back or forked, as far as two heads show it without a proof (clause 5.3).
+
+    :param seen: the newest head that is known.
     :param floor: the newest head that was known when ``head`` was asked for: answers to concurrent calls arrive in any
         order, but none may be behind what was seen before its question. By default what is known now.
     :raises Tampered: ``keyservice-rolled-back``, ``keyservice-forked``.
     """
-    seen = memory.newest(keyservice)
     floor = seen if floor is None else floor
-    hint = "Its database was restored or replaced. Do not use it; tell whoever runs it, and the auditor."
+    hint = _HISTORY_HINT
     if floor is not None and head.size < floor.size:
         raise Tampered(
             "keyservice-rolled-back",
@@ -175,8 +189,6 @@ def check_head(memory: HeadMemory, keyservice: bytes, head: LogHead, floor: LogH
         )
     if any(known is not None and head.size == known.size and head.root != known.root for known in (seen, floor)):
         raise Tampered("keyservice-forked", f"the KeyService's log has two histories of {head.size} entries", hint=hint)
-    if seen is None or head.size > seen.size:
-        memory.remember(keyservice, head)
 
 
 class KeyServiceLink:
@@ -197,6 +209,7 @@ class KeyServiceLink:
         self._clock = clock
         self._heads = heads
         self._attested: AttestedKeyService | None = None
+        self._unconfirmed: Unavailable | None = None
         self._lock = threading.Lock()
         self._heads_lock = threading.Lock()
 
@@ -228,9 +241,27 @@ class KeyServiceLink:
             collateral=self._collateral.collateral(source),
             now=self._clock.now(),
         )
+        self._unconfirmed = None
+        try:
+            self._check_status(description)
+        except Unavailable as error:
+            if error.code != UNCONFIRMED:
+                raise
+            self._unconfirmed = error  # good enough to ask, not to say or release anything (clause 13.12)
+        return attested
+
+    def _check_status(self, description: Description) -> None:
         nonce, floor = secrets.token_bytes(32), self.newest(description.keyservice)
-        status = self._transport.post("/v1/status", nonce, limit=4096)
+        status = self._transport.post("/v1/status", nonce, limit=MAX_STATUS)
         self.saw(description.keyservice, calls.verify_status(status, description, nonce), floor=floor)
+
+    def _confirmed(self) -> AttestedKeyService:
+        """The KeyService, its head confirmed by witnesses where the bundle demands it."""
+        attested = self.attested()
+        with self._lock:
+            if self._unconfirmed is not None:
+                self._check_status(attested.description)
+                self._unconfirmed = None
         return attested
 
     def newest(self, keyservice: bytes) -> LogHead | None:
@@ -239,9 +270,56 @@ class KeyServiceLink:
             return self._heads.newest(keyservice)
 
     def saw(self, keyservice: bytes, head: LogHead, *, floor: LogHead | None = None) -> None:
-        """Note a head that arrived with a reply; raises as :func:`check_head`."""
+        """Note a head that arrived with a reply: not gone back, not forked, co-signed as the bundle demands, and
+        continuing the newest one seen, which the KeyService proves (clauses 5.3, 13.3, 13.12).
+
+        :raises Tampered: as :func:`check_head`; ``cosignature-invalid``.
+        :raises Unavailable: ``keyservice-unconfirmed``; the proof cannot be had.
+        """
         with self._heads_lock:
-            check_head(self._heads, keyservice, head, floor)
+            seen = self._heads.newest(keyservice)
+            check_head(seen, head, floor)
+        bundle = self._bundle()
+        if bundle.witnesses:
+            require_quorum(
+                keyservice,
+                head,
+                witnesses=bundle.witnesses,
+                threshold=bundle.witness_threshold,
+                now=self._clock.now(),
+            )
+        while True:
+            if seen is not None:
+                self._prove(*((seen, head) if seen.size <= head.size else (head, seen)))
+            with self._heads_lock:
+                newest = self._heads.newest(keyservice)
+                if newest == seen:
+                    if seen is None or head.size > seen.size:
+                        self._heads.remember(keyservice, head)
+                    return
+                seen = newest
+                check_head(seen, head, floor or head)
+
+    def _prove(self, older: LogHead, newer: LogHead) -> None:
+        """:raises Tampered: ``keyservice-forked``."""
+        if older.size in (0, newer.size):
+            return
+        asked = cbor.encode({"first": older.size, "second": newer.size})
+        try:
+            reply = self._transport.post("/v1/consistency", asked, limit=_MAX_PROOF_REPLY)
+            fields = Fields(cbor.decode(reply, limit=_MAX_PROOF_REPLY, what="the proof"), "the proof")
+            proof = read_proof(fields.items("proof", limit=MAX_PROOF))
+            fields.done()
+            verify_consistency(older.size, older.root, newer.size, newer.root, proof)
+        except Unavailable:
+            raise
+        except CloisterError as error:
+            raise Tampered(
+                "keyservice-forked",
+                f"the KeyService does not show that its log of {newer.size} entries continues the one of {older.size} "
+                "that was seen before",
+                hint=_HISTORY_HINT,
+            ) from error
 
     def call(self, kind: str, body: Callable[[AttestedKeyService], bytes], keys: tuple[SecretBytes, ...] = ()) -> Any:
         """One sealed call; attests again, once, when the epoch ended meanwhile.
@@ -250,7 +328,7 @@ class KeyServiceLink:
         :raises CloisterError: whatever the KeyService answered.
         """
         for attempt in (1, 2):
-            attested = self.attested()
+            attested = self.attested() if kind == calls.QUERY else self._confirmed()
             pending = calls.seal_call(attested.description, kind, body(attested), keys)
             try:
                 reply = self._transport.post("/v1/call", pending.data, limit=MAX_REPLY)

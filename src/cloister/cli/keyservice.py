@@ -49,6 +49,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="speak TLS with this certificate chain, PEM")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="and its key, PEM, not encrypted")
+    parser.add_argument(
+        "--witness",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="run: where a witness of the configuration answers; once for each",
+    )
     parser.add_argument("--address", metavar="URL", help="of a running KeyService, for status")
 
 
@@ -95,6 +102,7 @@ def _init(args: argparse.Namespace, out: Output) -> int:
     out.result(
         {
             "keyservice": root.id.hex(),
+            "log_key": root.log_key.public_key.hex(),
             "state": str(state),
             "tee": tee.attester.tee.value,
             "measurement": tee.measurement.hex(),
@@ -134,6 +142,7 @@ def _run(args: argparse.Namespace, out: Output) -> int:
             collateral=collateral,
             bundle_digest=bundle_reader(args.bundle, settings, clock),
             events=JsonLog(clock, service="keyservice"),
+            witnesses=args.witness,
             tls=_tls(args),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),
         )
@@ -146,6 +155,7 @@ def _status(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
     from cloister.adapters.http.blocking import HttpClient
     from cloister.adapters.keyservice import MAX_DESCRIPTION
+    from cloister.base.limits import MAX_STATUS
     from cloister.wire.calls import Description, verify_status
 
     address = args.address
@@ -159,7 +169,7 @@ def _status(args: argparse.Namespace, out: Output) -> int:
         answer = client.request("GET", address, "/v1/description", max_answer=MAX_DESCRIPTION).checked()
         description = Description.decode(bytes(answer.body))
         nonce = secrets.token_bytes(32)
-        answer = client.request("POST", address, "/v1/status", content=nonce, max_answer=4096).checked()
+        answer = client.request("POST", address, "/v1/status", content=nonce, max_answer=MAX_STATUS).checked()
         head = verify_status(bytes(answer.body), description, nonce)
     finally:
         client.close()
@@ -172,6 +182,7 @@ def _status(args: argparse.Namespace, out: Output) -> int:
             "entries": head.size,
             "root": head.root.hex(),
             "time": head.time,
+            "cosigned": {item.key.hex(): item.time for item in head.cosignatures},
             "attested": False,
         }
     )

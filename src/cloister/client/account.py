@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cloister.adapters.keyservice import AttestedKeyService, KeyServiceLink
+from cloister.adapters.keyservice import UNCONFIRMED, AttestedKeyService, KeyServiceLink
 from cloister.attest.policy import Policy
 from cloister.base.clock import Clock
-from cloister.base.errors import Refused
+from cloister.base.errors import Refused, Unavailable
 from cloister.base.secret import SecretBytes
 from cloister.client.identity import Identity
 from cloister.client.keyring import Keyring
@@ -19,16 +20,22 @@ from cloister.wire import calls
 from cloister.wire.statements import Body, DefinePolicy, Query, Register, Statement, sign_query, sign_statement
 
 LIFETIME_S: Final = 300
+_CONFIRM_ATTEMPTS: Final = 5
 
 
 class Account:
-    """What one identity can say. Thread-safe."""
+    """What one identity can say. Thread-safe.
+
+    :ivar confirmed_s: at the last query, how many seconds ago witnesses confirmed the KeyService's log; -1 for not
+        since its start; ``None`` where it has no witnesses.
+    """
 
     def __init__(self, identity: Identity, keyring: Keyring, link: KeyServiceLink, clock: Clock) -> None:
         self.identity = identity
         self.keyring = keyring
         self.link = link
         self.clock = clock
+        self.confirmed_s: int | None = None
 
     def say(
         self,
@@ -52,6 +59,8 @@ class Account:
 
         def signed(attested: AttestedKeyService) -> bytes:
             nonlocal sent
+            if sent and attested.description.keyservice == description.keyservice:
+                return sent  # the very same bytes: acknowledged again, and never applied twice (clause 13.10)
             statement = Statement(
                 keyservice=attested.description.keyservice,
                 issuer=self.identity.id,
@@ -64,10 +73,21 @@ class Account:
             sent = sign_statement(statement, signer or self.identity.key)
             return sent
 
-        acknowledged: dict[str, Any] = self.link.call(calls.STATEMENT, signed, keys)
+        acknowledged = self._until_confirmed(lambda: self.link.call(calls.STATEMENT, signed, keys))
         receipt = check_statement_receipt(acknowledged, sent, description.log_key)
         self.link.saw(description.keyservice, receipt.head)
         return acknowledged
+
+    def _until_confirmed(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Again, a few times, while a statement is written and witnesses have not confirmed it yet."""
+        for left in reversed(range(_CONFIRM_ATTEMPTS)):
+            try:
+                return call()
+            except Unavailable as error:
+                if error.code != UNCONFIRMED or "written" not in error.details or not left:
+                    raise
+                time.sleep(error.retry_after or 1.0)
+        raise AssertionError
 
     def ask(self, kind: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask one query; its result is described in spec/protocol.md, 6.7.
@@ -88,6 +108,7 @@ class Account:
             return sign_query(query, self.identity.key)
 
         result: dict[str, Any] = self.link.call(calls.QUERY, signed)
+        self.confirmed_s = result.pop("confirmed", None)
         return result
 
     def register(self) -> bool:

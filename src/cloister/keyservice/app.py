@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import signal
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import Registry
+from cloister.adapters.witness import HttpWitness, WitnessPort
 from cloister.attest.bundle import open_bundle
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.types import Attester, Collateral, CollateralSource, Evidence, Sealer, TeeType
@@ -21,6 +23,7 @@ from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.limits import KIB, MAX_BUNDLE
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
+from cloister.keyservice.anchor import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.releases import Releases
@@ -28,10 +31,11 @@ from cloister.keyservice.root import Root, make_root, open_root
 from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
-from cloister.keyservice.settings import Settings
+from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
 from cloister.keyservice.sqlite_store import SqliteRows
 from cloister.keyservice.store import Rows
-from cloister.keyservice.telemetry import Telemetry
+from cloister.keyservice.telemetry import Telemetry, observe_anchor
+from cloister.keyservice.witnesses import WitnessAnchor
 from cloister.log.entry import Genesis
 
 if TYPE_CHECKING:
@@ -192,13 +196,18 @@ def assemble(
     collateral: CollateralSource,
     bundle_digest: Callable[[], bytes],
     events: EventLog,
+    witnesses: Sequence[WitnessPort] = (),
 ) -> Assembled:
     """Everything but the transport.
 
+    :param witnesses: how to reach those of the settings.
+    :raises InvalidInput: ``witness-addresses``.
     :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
     """
+    anchor: Anchor = Unanchored()
     try:
-        ledger = Ledger(SealedStore(rows, root.store_key, root.id), clock)
+        anchor = make_anchor(settings, root, witnesses, clock, events)
+        ledger = Ledger(SealedStore(rows, root.store_key, root.id), clock, anchor)
         ledger.require_genesis(root.id)
         configuration = settings.measured()
         epochs = Epochs(
@@ -212,6 +221,7 @@ def assemble(
             grace_s=settings.epoch_grace_s,
         )
     except BaseException:
+        anchor.close()
         rows.close()
         raise
     registry = Registry()
@@ -234,8 +244,36 @@ def assemble(
         configuration=decode_configuration(configuration.encoded),
         events=events,
         telemetry=telemetry,
+        anchor=anchor,
     )
+    observe_anchor(registry, anchor)
     return Assembled(service, ledger, releases, telemetry, root)
+
+
+def make_anchor(
+    settings: Settings, root: Root, witnesses: Sequence[WitnessPort], clock: Clock, events: EventLog
+) -> Anchor:
+    """What confirms heads, as the settings say.
+
+    :raises InvalidInput: ``witness-addresses``.
+    """
+    if settings.rollback_protection == NO_ROLLBACK_PROTECTION:
+        if witnesses:
+            raise InvalidInput(
+                "witness-addresses",
+                "addresses of witnesses were given, but the configuration names none",
+                hint='Add rollback_protection = "witnesses" to it; it is measured.',
+            )
+        return Unanchored()
+    return WitnessAnchor(
+        witnesses,
+        keys=settings.witnesses,
+        threshold=settings.witness_threshold,
+        keyservice=root.id,
+        log_key=root.log_key,
+        clock=clock,
+        events=events,
+    )
 
 
 async def serve(
@@ -251,13 +289,16 @@ async def serve(
     events: EventLog,
     ready: Callable[[str], None],
     tls: ssl.SSLContext | None = None,
+    witnesses: Sequence[str] = (),
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
     :param ready: called with the address once calls are answered.
     :param tls: to speak TLS; calls are sealed with and without it.
+    :param witnesses: addresses of those in the settings.
     """
     root = open_root(state / ROOT_FILE, tee.sealer)
+    client = HttpClient(clock)
     assembled = assemble(
         SqliteRows(state / STORE_FILE),
         root,
@@ -267,6 +308,7 @@ async def serve(
         collateral=collateral,
         bundle_digest=bundle_digest,
         events=events,
+        witnesses=[HttpWitness(client, address) for address in witnesses],
     )
     server = KeyServiceServer(assembled.service, assembled.telemetry, log=events)
     loop = asyncio.get_running_loop()
@@ -289,6 +331,7 @@ async def serve(
         with contextlib.suppress(OSError):
             (state / ADDRESS_FILE).unlink()
         cut = await server.stop(DRAIN_S)
+        client.close()
         events.event("stopped", count=cut)
 
 

@@ -20,6 +20,7 @@ from cloister.base.errors import CloisterError, Tampered, Unavailable
 from cloister.base.limits import COMMIT_BATCH, MAX_COMMIT_QUEUE
 from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import same
+from cloister.keyservice.anchor import Anchor, Unanchored
 from cloister.keyservice.state import State
 from cloister.keyservice.store import KeyStore, NewEntry
 from cloister.keyservice.transitions import apply
@@ -41,8 +42,16 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """An entry that is durable and not yet confirmed: nobody may hear of it."""
+
+    index: int
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
-    """An entry that is durable, and its place in the log."""
+    """An entry that is durable and, where the log is anchored, in a confirmed head; its place there."""
 
     index: int
     entry: Entry
@@ -55,22 +64,24 @@ Propose = Callable[[State, Vault, float], Proposal | None]
 
 @final
 class _Job:
-    __slots__ = ("done", "entry", "error", "index", "propose", "result")
+    __slots__ = ("done", "entry", "error", "index", "propose")
 
     def __init__(self, propose: Propose) -> None:
         self.propose = propose
         self.index = -1
         self.entry: Entry | None = None
         self.error: CloisterError | None = None
-        self.result: Committed | None = None
         self.done = False
 
 
 @final
 class Ledger:
-    """State, log and vault over a store; thread-safe."""
+    """State, log and vault over a store; thread-safe.
 
-    def __init__(self, store: KeyStore, clock: Clock) -> None:
+    :param anchor: confirms heads (clause 13.10); by default nothing does.
+    """
+
+    def __init__(self, store: KeyStore, clock: Clock, anchor: Anchor | None = None) -> None:
         """Replay what the store holds.
 
         :raises Tampered: the store's codes; ``log-order``; ``secret-missing``, ``secret-other`` when a secret that the
@@ -79,6 +90,7 @@ class Ledger:
         """
         self._store = store
         self._clock = clock
+        self._anchor: Anchor = anchor or Unanchored()
         self._state = State()
         self._tree = MerkleTree()
         self._vault = Vault()
@@ -96,6 +108,7 @@ class Ledger:
             self._state.journal.keep()
         self._vault.fill(store.secrets(), self._state)
         self._state.journal.keep()
+        self._anchor.start(self)
 
     @staticmethod
     def begin(store: KeyStore, clock: Clock, genesis: Genesis) -> Ledger:
@@ -129,9 +142,9 @@ class Ledger:
         return not self._closed
 
     def now(self) -> float:
-        """The KeyService's time: never behind the newest durable entry, nor behind itself."""
+        """The KeyService's time: never behind the newest durable entry, its witnesses (13.11), nor itself."""
         with self._time_lock:
-            self._latest = max(self._latest, self._state.now(self._clock.now()))
+            self._latest = max(self._latest, self._anchor.time(), self._state.now(self._clock.now()))
             return self._latest
 
     @contextmanager
@@ -143,7 +156,20 @@ class Ledger:
     def head(self) -> LogHead:
         """Size and root of the durable log, and the time."""
         with self._lock:
-            return LogHead(self._tree.size, self._tree.root(), int(self.now()))
+            return self._head()
+
+    def shown_head(self) -> LogHead:
+        """The head for others: the newest confirmed one with its co-signatures, or else the durable one."""
+        return self._anchor.confirmed() or self.head()
+
+    def leaves(self, first: int, count: int) -> bytes:
+        """Leaf hashes, one after the other; fewer at the log's end.
+
+        :raises InvalidInput: ``log-size``, ``log-index``.
+        """
+        with self._lock:
+            end = min(self._tree.size, first + count)
+            return b"".join(self._tree.leaf(index) for index in range(first, end))
 
     def consistency(self, first: int, second: int) -> tuple[bytes, ...]:
         """:raises InvalidInput: ``log-size``."""
@@ -158,25 +184,52 @@ class Ledger:
         return self.entries_with_head(indices)[0]
 
     def entries_with_head(self, indices: list[int]) -> tuple[list[tuple[int, bytes, tuple[bytes, ...]]], LogHead]:
-        """As :meth:`entries`, with the head to which the proofs lead."""
+        """As :meth:`entries`, with the head to which the proofs lead: a confirmed one, if all entries are in it."""
         found = []
         with self._lock:
+            confirmed = self._anchor.confirmed()
+            head = confirmed if confirmed and all(index < confirmed.size for index in indices) else self._head()
             for index in indices:
                 data = self._store.read(index)
                 if not same(entry_leaf(data), self._tree.leaf(index)):
                     raise Tampered("store-record", f"log entry {index} in the store is not the one in the log")
-                found.append((index, data, self._tree.inclusion(index)))
-            head = LogHead(self._tree.size, self._tree.root(), int(self.now()))
+                found.append((index, data, self._tree.inclusion(index, head.size)))
         return found, head
 
     def commit(self, propose: Propose) -> Committed | None:
+        """:meth:`write` and :meth:`confirm`: what is returned may be told to others."""
+        written = self.write(propose)
+        return None if written is None else self.confirm(written)
+
+    def confirm(self, written: Written) -> Committed:
+        """Wait until a head that contains the entry is confirmed, if the log is anchored (clause 13.10).
+
+        :raises Unavailable: ``keyservice-unconfirmed``, ``keyservice-superseded``: the entry is in this log, and may
+            be confirmed later; the detail ``written`` says so.
+        """
+        try:
+            head = self._anchor.confirm(written.index + 1)
+        except Unavailable as error:
+            error.details["written"] = "yes"
+            raise
+        with self._lock:
+            head = head or self._head()
+            return Committed(written.index, written.entry, head, self._tree.inclusion(written.index, head.size))
+
+    def confirm_through(self, index: int) -> None:
+        """Wait until entry ``index`` is in a confirmed head; raises as :meth:`confirm`."""
+        self._anchor.confirm(index + 1)
+
+    def write(self, propose: Propose) -> Written | None:
         """Run ``propose`` against the newest state; what it returns is in the log, durable, when this returns.
 
         ``propose`` runs under the writer's lock with every earlier entry applied: it must not block. It may raise
         (nothing is written, the error is raised here) or return ``None`` (nothing is written).
 
-        :raises Unavailable: ``store-unavailable``: nothing happened; ``keyservice-busy``; ``keyservice-closing``.
+        :raises Unavailable: ``store-unavailable``: nothing happened; ``keyservice-busy``; ``keyservice-closing``;
+            ``keyservice-unconfirmed``, ``keyservice-superseded``: nothing would be confirmed, so nothing was written.
         """
+        self._anchor.require()
         if len(self._queue) >= MAX_COMMIT_QUEUE:
             raise Unavailable("keyservice-busy", "too many statements are waiting", retry_after=1.0)
         job = _Job(propose)
@@ -186,7 +239,7 @@ class Ledger:
                 self._write_batch()
         if job.error is not None:
             raise job.error
-        return job.result
+        return None if job.entry is None else Written(job.index, job.entry)
 
     def sweep(self) -> int:
         """Destroy the secrets whose time is over; returns how many."""
@@ -201,11 +254,15 @@ class Ledger:
 
     def close(self) -> None:
         """Refuse what comes, after what is under way; close the store."""
+        self._anchor.close()
         with self._lock:
             self._closed = True
             self._store.close()
 
     # --- the writer, under the lock ---
+
+    def _head(self) -> LogHead:
+        return LogHead(self._tree.size, self._tree.root(), int(self.now()))
 
     def _write_batch(self) -> None:
         jobs: list[_Job] = []
@@ -227,10 +284,7 @@ class Ledger:
         if now - self._swept >= _SWEEP_S:
             self._swept = now
             self._bury(dead)
-        head = LogHead(self._tree.size, self._tree.root(), int(now))
         for job in jobs:
-            if job.entry is not None:
-                job.result = Committed(job.index, job.entry, head, self._tree.inclusion(job.index))
             job.done = True
         return None
 

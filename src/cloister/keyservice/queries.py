@@ -213,12 +213,12 @@ class Queries:
 
     def _describe(self, _me: bytes, about: Fields) -> Result:
         about.done()
-        head = self._ledger.head()
+        head = self._ledger.shown_head()
         return {
             "ks": self._keyservice,
             "configuration": self._configuration,
             "head": head.fields(),
-            "time": head.time,
+            "time": int(self._ledger.now()),
         }
 
 

@@ -46,6 +46,7 @@ class KeyServiceServer:
             "/v1/status": ("POST", self._status),
             "/v1/challenge": ("POST", self._challenge),
             "/v1/consistency": ("POST", self._consistency),
+            "/v1/leaves": ("POST", self._leaves),
             "/v1/call": ("POST", self._call),
             "/v1/session": ("POST", self._session),
             "/healthz": ("GET", self._health),
@@ -97,6 +98,9 @@ class KeyServiceServer:
 
     async def _consistency(self, request: Request) -> Response:
         return await self._run(self._service.consistency, bytes(await request.body(64)))
+
+    async def _leaves(self, request: Request) -> Response:
+        return await self._run(self._service.leaves, bytes(await request.body(64)))
 
     async def _call(self, request: Request) -> Response:
         return await self._run(self._service.call, bytes(await request.body(MAX_CALL)))

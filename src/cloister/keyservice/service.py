@@ -7,9 +7,11 @@ from typing import Final, final
 from cloister.adapters.logs import EventLog
 from cloister.attest.types import Configuration
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
+from cloister.base.limits import MAX_LEAVES
+from cloister.keyservice.anchor import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
-from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.ledger import Ledger, Proposal, Written
 from cloister.keyservice.queries import Queries
 from cloister.keyservice.releases import Releases
 from cloister.keyservice.root import Root
@@ -17,6 +19,7 @@ from cloister.keyservice.rules import authenticate, check
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.state import State
 from cloister.keyservice.telemetry import Telemetry
+from cloister.keyservice.unacknowledged import Unacknowledged
 from cloister.keyservice.vault import Vault
 from cloister.log import entry as log
 from cloister.log.receipt import Receipt
@@ -49,8 +52,11 @@ class KeyService:
         configuration: Configuration,
         events: EventLog,
         telemetry: Telemetry,
+        anchor: Anchor | None = None,
     ) -> None:
         self._ledger = ledger
+        self._anchor: Anchor = anchor or Unanchored()
+        self._unacknowledged = Unacknowledged()
         self._epochs = epochs
         self._releases = releases
         self._root = root
@@ -80,7 +86,7 @@ class KeyService:
         if len(nonce) != NONCE_LENGTH:
             raise call_refused()
         epoch = self._epochs.current().description.epoch
-        return sign_status(self._root.log_key, epoch=epoch, nonce=nonce, head=self._ledger.head())
+        return sign_status(self._root.log_key, epoch=epoch, nonce=nonce, head=self._ledger.shown_head())
 
     def challenge(self) -> bytes:
         """A fresh challenge for a runtime (clause 7.1)."""
@@ -96,6 +102,19 @@ class KeyService:
             first, second = fields.integer("first"), fields.integer("second")
             fields.done()
             return cbor.encode({"proof": list(self._ledger.consistency(first, second))})
+        except CloisterError as error:
+            raise call_refused() from error
+
+    def leaves(self, data: bytes) -> bytes:
+        """``{first, count}`` to ``{leaves}``: salted commitments, which tell nothing but their number (13.3).
+
+        :raises InvalidInput: ``call-refused``.
+        """
+        try:
+            fields = Fields(cbor.decode(data, limit=64, what="the request"), "the request")
+            first, count = fields.integer("first"), fields.integer("count", low=1, high=MAX_LEAVES)
+            fields.done()
+            return cbor.encode({"leaves": self._ledger.leaves(first, count)})
         except CloisterError as error:
             raise call_refused() from error
 
@@ -171,7 +190,27 @@ class KeyService:
 
     def _statement(self, call: Call) -> dict[str, object]:
         """Apply one statement; the acknowledgement is made after it is durable (clause 6.2)."""
-        issuer = peek_statement(call.body).issuer
+        unverified = peek_statement(call.body)
+        written = self._unacknowledged.find(call.body)  # said before, to the byte: verified, written, not acknowledged
+        if written is None:
+            written = self._write(call, unverified.issuer)
+        try:
+            done = self._ledger.confirm(written)
+        except Unavailable:
+            self._unacknowledged.keep(call.body, written)
+            raise
+        receipt = Receipt(self._root.id, done.index, done.entry.leaf(), done.head, done.inclusion)
+        return {
+            "sequence": unverified.sequence,
+            "entry": done.index,
+            "time": done.entry.time,
+            "salt": done.entry.salt,
+            "head": done.head.fields(),
+            "inclusion": list(done.inclusion),
+            "receipt": receipt.sign(self._root.log_key),
+        }
+
+    def _write(self, call: Call, issuer: bytes) -> Written:
         with self._ledger.read() as (state, _):
             identity = state.identities.get(issuer)
         verified = authenticate(call.body, identity)
@@ -180,20 +219,11 @@ class KeyService:
             check(state, verified, call.keys, now)
             return Proposal(log.STATEMENT, call.body, call.keys[0] if call.keys else None)
 
-        done = self._ledger.commit(propose)
-        if done is None:
+        written = self._ledger.write(propose)
+        if written is None:
             msg = "a statement is always an entry"
             raise AssertionError(msg)
-        receipt = Receipt(self._root.id, done.index, done.entry.leaf(), done.head, done.inclusion)
-        return {
-            "sequence": verified.statement.sequence,
-            "entry": done.index,
-            "time": done.entry.time,
-            "salt": done.entry.salt,
-            "head": done.head.fields(),
-            "inclusion": list(done.inclusion),
-            "receipt": receipt.sign(self._root.log_key),
-        }
+        return written
 
     def _query(self, body: bytes) -> dict[str, object]:
         issuer = peek_query(body).issuer
@@ -208,7 +238,11 @@ class KeyService:
         if identity.disabled:
             raise Refused("identity-disabled", "an identity that was disabled asks nothing more")
         self._nonces.use(issuer, query.nonce, float(query.issued_at + query.lifetime), now)
-        return self._queries.answer(issuer, query.kind, query.about)
+        result = self._queries.answer(issuer, query.kind, query.about)
+        if self._anchor.protects:
+            age = self._anchor.state().age_s
+            result["confirmed"] = -1 if age is None else int(age)
+        return result
 
     # --- upkeep ---
 
@@ -217,6 +251,7 @@ class KeyService:
 
         :raises Unavailable: evidence or store are away; the rest was done, and the next call tries again.
         """
+        self._anchor.tick()
         self._releases.sessions.sweep(self._ledger.now())
         try:
             if self._epochs.turn():

@@ -70,6 +70,8 @@ def endorsed_keys(
         pass
     with ledger.read() as (state, now):
         alive = [(key, word) for key in state.service_keys.get(name) or () if (word := phase(key, now))]
+    for key, _ in alive:
+        ledger.confirm_through(key.key_entry)
     stored = ledger.entries([key.key_entry for key, _ in alive])
     found: list[dict[str, object]] = []
     for (key, word), (_, data, _) in zip(alive, stored, strict=True):

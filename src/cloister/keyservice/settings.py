@@ -15,6 +15,7 @@ from cloister.base import limits
 from cloister.base.errors import InvalidInput
 
 NO_ROLLBACK_PROTECTION: Final = "none"
+WITNESSES: Final = "witnesses"
 PRODUCTION: Final = "production"
 NO_ANCHORS: Final = "none"
 
@@ -27,7 +28,8 @@ class Settings:
     :param bundle_root: pinned key of the trust bundle whose digest is bound into the evidence; empty for none.
     :param bundle_version: the least version of it that is accepted.
     :param simulation_keys: Ed25519 public keys whose ``insecure-simulation`` evidence a runtime may bring.
-    :param rollback_protection: ``none``: a single node, which says so in its evidence (claim S7).
+    :param rollback_protection: ``none``: a single node, which says so in its evidence; ``witnesses`` (claim S7).
+    :param witnesses: their Ed25519 public keys; ``witness_threshold`` of them, more than half, confirm every head.
     :param epoch_s: one quote and one call key so long; ``epoch_grace_s``: the old call key so much longer.
     :param session_s: a runtime attests again after this.
     :param lease_s: longest lease; ``lease_requests``: most requests of one.
@@ -45,6 +47,8 @@ class Settings:
     lease_s: int = limits.LEASE_S
     lease_requests: int = limits.LEASE_REQUESTS
     service_key_epoch_s: int = limits.SERVICE_KEY_EPOCH_S
+    witnesses: tuple[bytes, ...] = ()
+    witness_threshold: int = 0
     custodians: tuple[bytes, ...] = field(default=())
     custodian_threshold: int = 0
 
@@ -52,8 +56,7 @@ class Settings:
         """:raises InvalidInput: ``configuration-malformed``."""
         if self.trust_anchors not in (PRODUCTION, NO_ANCHORS):
             raise _malformed("trust_anchors", f"is {PRODUCTION!r} or {NO_ANCHORS!r}")
-        if self.rollback_protection != NO_ROLLBACK_PROTECTION:
-            raise _malformed("rollback_protection", f"is {NO_ROLLBACK_PROTECTION!r}: this version knows no other")
+        self._check_witnesses()
         if self.custodians or self.custodian_threshold:
             raise _malformed("custodians", "are not supported by this version; leave them out")
         if len(self.bundle_root) not in (0, 32):
@@ -76,6 +79,23 @@ class Settings:
         if self.epoch_grace_s > self.epoch_s:
             raise _malformed("epoch_grace_s", "is longer than an epoch")
 
+    def _check_witnesses(self) -> None:
+        count = len(self.witnesses)
+        if self.rollback_protection == NO_ROLLBACK_PROTECTION:
+            if count or self.witness_threshold:
+                raise _malformed("witnesses", f"are named, but rollback_protection is {NO_ROLLBACK_PROTECTION!r}")
+            return
+        if self.rollback_protection != WITNESSES:
+            raise _malformed("rollback_protection", f"is {NO_ROLLBACK_PROTECTION!r} or {WITNESSES!r}")
+        if not 1 <= count <= limits.MAX_WITNESSES or len(set(self.witnesses)) != count:
+            raise _malformed("witnesses", f"are none, more than {limits.MAX_WITNESSES}, or one of them twice")
+        if any(len(key) != 32 for key in self.witnesses):
+            raise _malformed("witnesses", "has an entry that is no Ed25519 public key of 32 bytes")
+        if not count < 2 * self.witness_threshold <= 2 * count:
+            raise _malformed(
+                "witness_threshold", f"is {self.witness_threshold}: more than half of the {count} witnesses must sign"
+            )
+
     @staticmethod
     def read(values: Mapping[str, Any]) -> Settings:
         """From a TOML table; keys in hexadecimal.
@@ -87,7 +107,7 @@ class Settings:
         for name, value in values.items():
             if name not in known:
                 raise _malformed(name[:64], "is not a setting of the KeyService")
-            if name in ("simulation_keys", "custodians"):
+            if name in ("simulation_keys", "custodians", "witnesses"):
                 given[name] = _keys(name, value)
             elif name == "bundle_root":
                 given[name] = _keys(name, [value])[0]
@@ -120,6 +140,8 @@ class Settings:
             "nitro_roots": tuple(sorted(pin.hex() for pin in anchors.nitro_root)),
             "simulation_keys": tuple(sorted(key.hex() for key in self.simulation_keys)),
             "rollback_protection": self.rollback_protection,
+            "witnesses": tuple(sorted(key.hex() for key in self.witnesses)),
+            "witness_threshold": self.witness_threshold,
             "custodians": tuple(sorted(key.hex() for key in self.custodians)),
             "custodian_threshold": self.custodian_threshold,
         }

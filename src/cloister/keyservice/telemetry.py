@@ -14,6 +14,7 @@ from typing import final
 from cloister.adapters.metrics import Registry
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Unavailable
+from cloister.keyservice.anchor import Anchor
 
 
 @dataclass(slots=True)
@@ -57,3 +58,23 @@ class Telemetry:
         yield outcome
         self._seconds.observe(self._clock.monotonic() - began, kind)
         self._calls.add(kind, outcome.code)
+
+
+def observe_anchor(registry: Registry, anchor: Anchor) -> None:
+    """How old the confirmation of the log's head is; nothing where nothing confirms."""
+    if not anchor.protects:
+        return
+
+    def age() -> float:
+        found = anchor.state().age_s
+        return -1.0 if found is None else found
+
+    name = "cloister_keyservice_confirmed"
+    registry.gauge(f"{name}_age_seconds", "Since witnesses confirmed the log's head; -1: not since the start.", ask=age)
+    registry.gauge(f"{name}_entries", "Entries of the newest confirmed head.", ask=lambda: anchor.state().size)
+    registry.gauge(f"{name}", "Whether keys are released: heads are being confirmed.", ask=lambda: anchor.state().open)
+    registry.gauge(
+        f"{name}_witnesses",
+        "Witnesses that co-signed when they were asked last.",
+        ask=lambda: sum(word == "confirmed" for word in anchor.state().outcomes.values()),
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from cloister.adapters.logs import EventLog
+from cloister.adapters.witness import WitnessPort
 from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput
@@ -31,6 +32,7 @@ class EmbeddedKeyService:
     """``cloister.adapters.keyservice.Transport`` to a KeyService that lives as long as this object.
 
     :param seed: of its root secret; the same one over the same disk is the same KeyService.
+    :param witnesses: how it reaches those that its settings name.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
     """
 
@@ -45,6 +47,7 @@ class EmbeddedKeyService:
         collateral: CollateralSource | None = None,
         bundle_digest: Callable[[], bytes] = lambda: NO_BUNDLE,
         events: EventLog | None = None,
+        witnesses: Sequence[WitnessPort] = (),
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
@@ -57,6 +60,7 @@ class EmbeddedKeyService:
         self.events = events or MemoryLog()
         self._root = root_of(SecretBytes(seed))
         self._rows = rows
+        self._witnesses = tuple(witnesses)
         self._collateral = collateral or NoCollateral()
         self._bundle_digest = bundle_digest
         if rows is None and not self.disk.tables["entries"]:
@@ -75,6 +79,7 @@ class EmbeddedKeyService:
             collateral=self._collateral,
             bundle_digest=self._bundle_digest,
             events=self.events,
+            witnesses=self._witnesses,
         )
 
     @property
@@ -115,6 +120,7 @@ class EmbeddedKeyService:
             "/v1/status": self.service.status,
             "/v1/challenge": lambda _: self.service.challenge(),
             "/v1/consistency": self.service.consistency,
+            "/v1/leaves": self.service.leaves,
             "/v1/call": self.service.call,
             "/v1/session": self.service.session,
         }

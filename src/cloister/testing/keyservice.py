@@ -6,7 +6,6 @@ are as the real one makes them.
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import threading
 from collections.abc import Callable
@@ -28,7 +27,8 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context, digest
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
-from cloister.wire import calls, provisioning
+from cloister.log.merkle import MerkleTree, leaf_hash
+from cloister.wire import calls, cbor, provisioning
 from cloister.wire.calls import Description, LogHead, WireEvidence
 from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, Session
 from cloister.wire.statements import REQUEST_KEY, SERVICE_KEY
@@ -70,7 +70,7 @@ class FakeKeyService:
         self.counts = Counts()
         self.away = False
         self.before_release: Callable[[ReleaseRequest], None] = lambda _request: None
-        self.size = 1
+        self._tree = MerkleTree([leaf_hash(b"genesis")])
         self._attester = SimulatedAttester(
             self.simulation, clock, configuration_digest=self.configuration.digest, measurement=_CODE
         )
@@ -155,18 +155,21 @@ class FakeKeyService:
         )
         with self._lock:
             self._permissions[request] = Permission(release)
-            self.size += 1
+            self._grow()
         return request
 
     def deny(self, request: ReleaseRequest) -> None:
         """Revoke."""
         with self._lock:
             self._permissions[request] = replace(self._permissions[request], denied=True)
-            self.size += 1
+            self._grow()
 
     def head(self) -> LogHead:
         """The log's."""
-        return LogHead(self.size, hashlib.sha256(str(self.size).encode()).digest(), int(self.clock.now()))
+        return LogHead(self._tree.size, self._tree.root(), int(self.clock.now()))
+
+    def _grow(self) -> None:
+        self._tree.append(leaf_hash(secrets.token_bytes(32)))
 
     # --- the transport ---
 
@@ -190,6 +193,9 @@ class FakeKeyService:
                 challenge = secrets.token_bytes(32)
                 self._challenges.add(challenge)
                 return challenge
+            case "/v1/consistency":
+                asked = cbor.decode(body, limit=64, what="the request")
+                return cbor.encode({"proof": list(self._tree.consistency(asked["first"], asked["second"]))})
             case "/v1/call":
                 return self._call(body)
             case "/v1/session":

@@ -13,6 +13,7 @@ from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.keyservice import MAX_DESCRIPTION, MAX_REPLY
 from cloister.base.errors import Unavailable
+from cloister.base.limits import MAX_STATUS
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import initialise, read_settings, simulated_tee
@@ -114,7 +115,7 @@ class HttpCaller:
     def head(self) -> LogHead:
         """The log's head."""
         nonce = secrets.token_bytes(32)
-        return verify_status(self.post("/v1/status", nonce, limit=4096), self.description, nonce)
+        return verify_status(self.post("/v1/status", nonce, limit=MAX_STATUS), self.description, nonce)
 
     def close(self) -> None:
         """Close its connections."""

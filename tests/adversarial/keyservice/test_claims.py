@@ -327,15 +327,15 @@ def test_s7_a_restored_database_is_noticed_by_whoever_saw_more(world: World) -> 
     snapshot = world.ks.disk.copy()
     seen = VolatileHeads()
     world.ks.say(world.owner.statement(RevokeGrant("model", world.user.id)))
-    check_head(seen, world.ks.id, head(world.ks))
+    seen.remember(world.ks.id, head(world.ks))
     old = EmbeddedKeyService(clock=world.clock, disk=snapshot, runtime_tee=world.ks.runtime_tee)
     with pytest.raises(Tampered) as caught:
-        check_head(seen, old.id, head(old))
+        check_head(seen.newest(old.id), head(old))
     assert caught.value.code == "keyservice-rolled-back"
     # the release itself carries the head, so a runtime that saw more notices too
     release = RuntimeSession(old, old.attest().session).release(world.request)
     with pytest.raises(Tampered):
-        check_head(seen, old.id, release.head)
+        check_head(seen.newest(old.id), release.head)
     old.close()
 
 
@@ -344,11 +344,11 @@ def test_s7_a_fork_is_noticed(world: World) -> None:
     seen = VolatileHeads()
     world.ks.say(world.owner.statement(RevokeGrant("model", world.user.id)))
     real = head(world.ks)
-    check_head(seen, world.ks.id, real)
+    seen.remember(world.ks.id, real)
     fork = EmbeddedKeyService(clock=world.clock, disk=snapshot, runtime_tee=world.ks.runtime_tee)
     fork.attest().release(world.request)
     with pytest.raises(Tampered) as caught:
-        check_head(seen, fork.id, head(fork))
+        check_head(seen.newest(fork.id), head(fork))
     assert caught.value.code == "keyservice-forked"
     fork.attest().release(world.request)  # longer than what was seen: only a proof shows it
     longer = head(fork)

@@ -1,0 +1,70 @@
+"""How a KeyService reaches a witness: the port, and C2SP tlog-witness over HTTP (spec/protocol.md, 13.8)."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Protocol
+
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.http.origin import parse_origin
+from cloister.base.errors import Refused, Tampered, Unavailable
+from cloister.base.limits import MAX_CHECKPOINT, WITNESS_DEADLINE_S
+
+_SIZE: Final = re.compile(rb"(0|[1-9][0-9]{0,18})\n")
+
+
+class WitnessPort(Protocol):
+    """Port: one witness. Real: :class:`HttpWitness`; in the process: ``cloister.witness.service.Witness``."""
+
+    def add_checkpoint(self, body: bytes) -> bytes | int:
+        """Signature lines, unverified; or the size that the witness has, when it is another than the request says.
+
+        :raises CloisterError: it does not co-sign, or cannot be reached.
+        """
+
+
+class HttpWitness:
+    """A witness at an address: ``http://host:port``, ``https://host`` or ``unix:/path``."""
+
+    def __init__(self, client: HttpClient, address: str) -> None:
+        """:raises InvalidInput: a malformed address."""
+        parse_origin(address)
+        self._client = client
+        self._address = address
+
+    def add_checkpoint(self, body: bytes) -> bytes | int:
+        """See the port. Asking twice changes nothing, so a connection that died is tried again.
+
+        :raises Refused: ``witness-refused``: 403, 404. :raises Tampered: ``log-fork``: 422.
+        :raises Unavailable: ``witness-away``: anything else, or no answer in time.
+        """
+        try:
+            answer = self._client.request(
+                "POST",
+                self._address,
+                "/add-checkpoint",
+                content=body,
+                max_answer=MAX_CHECKPOINT,
+                deadline_s=WITNESS_DEADLINE_S,
+                idempotent=True,
+            )
+        except Unavailable as error:
+            raise Unavailable(
+                "witness-away", f"the witness at {self._address} gives no answer: {error.code}"
+            ) from error
+        content = bytes(answer.body)
+        match answer.status:
+            case 200:
+                return content
+            case 409 if found := _SIZE.fullmatch(content):
+                return int(found[1])
+            case 422:
+                raise Tampered("log-fork", f"the witness at {self._address} knows another history of the log")
+            case 403 | 404:
+                raise Refused(
+                    "witness-refused",
+                    f"the witness at {self._address} does not know this log, or not this key",
+                    hint="Its operator adds it with `cloister witness add --log-key`.",
+                )
+            case status:
+                raise Unavailable("witness-away", f"the witness at {self._address} answers with status {status}")

@@ -1,0 +1,107 @@
+"""A witness without its transport: one request in, one co-signature out, thread-safe (spec/protocol.md, 13.8)."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import final
+
+from cloister.base.clock import Clock
+from cloister.base.errors import Refused, Tampered, Unavailable
+from cloister.base.limits import WITNESS_REPEATS_PER_S
+from cloister.crypto.sign import SigningKey
+from cloister.log.witness import judge
+from cloister.wire.checkpoint import AddCheckpoint, SignedNote, check_name, cosignature_line
+from cloister.witness.store import Record, WitnessStore
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """Of what does not make a log grow: anybody can send it."""
+
+    left: float
+    at: float
+
+
+@final
+class Witness:
+    """Checks and co-signs; ``cloister.adapters.witness.WitnessPort``.
+
+    :param name: a label on its signature lines; it is known by its key.
+    """
+
+    def __init__(self, store: WitnessStore, key: SigningKey, name: str, clock: Clock) -> None:
+        """:raises InvalidInput: ``witness-name``."""
+        self.key = key
+        self.name = check_name(name)
+        self._store = store
+        self._clock = clock
+        self._locks: defaultdict[bytes, threading.Lock] = defaultdict(threading.Lock)
+        self._guard = threading.Lock()
+        self._allowances: dict[bytes, _Allowance] = {}
+
+    def add_checkpoint(self, body: bytes) -> bytes | int:
+        """The co-signature line; or, when the log is not where the request says, the size where it is.
+
+        :raises InvalidInput: ``checkpoint-malformed``.
+        :raises Refused: ``witness-log-unknown``, ``witness-not-signed``.
+        :raises Tampered: ``log-fork``: another history; ``witness-store-corrupt``.
+        :raises Unavailable: ``witness-store-failed``, ``rate-limited``.
+        """
+        request = AddCheckpoint.decode(body)
+        note = SignedNote.parse(request.note)
+        keyservice = note.checkpoint.keyservice
+        if self._store.read(keyservice) is None:  # before a lock is made for it
+            raise Refused("witness-log-unknown", "this witness was not told of that log")
+        with self._lock(keyservice):
+            record = self._store.read(keyservice)
+            if record is None:
+                raise Refused("witness-log-unknown", "this witness was not told of that log")
+            return self._answer(record, request, note)
+
+    def _answer(self, record: Record, request: AddCheckpoint, note: SignedNote) -> bytes | int:
+        try:
+            checkpoint = note.verify(record.log_key)
+        except Tampered as error:
+            raise Refused("witness-not-signed", "the checkpoint is not signed by its log") from error
+        if checkpoint.size <= record.newest.size:
+            self._charge(checkpoint.keyservice)
+        try:
+            newest = judge(record.newest, request, checkpoint, self._clock.now())
+        except Refused as error:
+            if error.details["forked"] == "yes":
+                self._keep(record, request.note)
+            return int(error.details["size"])
+        after = replace(record, newest=newest, note=request.note)
+        if after != record:
+            self._store.replace(record, after)
+        return cosignature_line(self.name, checkpoint.cosign(self.key, newest.time))
+
+    def _keep(self, record: Record, note: bytes) -> None:
+        """Two checkpoints of one size, both signed by the log, prove a fork to anybody."""
+        kept = record.with_conflict(note)
+        if kept is not record:
+            self._store.replace(record, kept)
+
+    def record(self, keyservice: bytes) -> Record | None:
+        """What it knows of a log; raises as the store."""
+        return self._store.read(keyservice)
+
+    def records(self) -> list[Record]:
+        """What it knows of all logs."""
+        return [record for name in self._store.logs() if (record := self._store.read(name)) is not None]
+
+    def _lock(self, keyservice: bytes) -> threading.Lock:
+        with self._guard:
+            return self._locks[keyservice]
+
+    def _charge(self, keyservice: bytes) -> None:
+        """:raises Unavailable: ``rate-limited``."""
+        now = self._clock.monotonic()
+        allowance = self._allowances.setdefault(keyservice, _Allowance(WITNESS_REPEATS_PER_S, now))
+        earned = (now - allowance.at) * WITNESS_REPEATS_PER_S
+        allowance.left, allowance.at = min(float(WITNESS_REPEATS_PER_S), allowance.left + earned), now
+        if allowance.left < 1.0:
+            raise Unavailable("rate-limited", "this head was asked for too often", retry_after=1.0)
+        allowance.left -= 1.0
