@@ -30,7 +30,7 @@ from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_RESPONSE_BODY
 from cloister.client import explain
 from cloister.client.account import Account
-from cloister.client.evidence import carried_collateral
+from cloister.client.evidence import ProfileCollateral
 from cloister.client.identity import Identity, list_identities, load_identity
 from cloister.client.inference import Outputs, SealedInference, open_http, open_inference, seal_http, seal_inference
 from cloister.client.keyring import Keyring
@@ -53,7 +53,7 @@ class Client(Ownership, Usage):
     """One identity's way to the KeyService and to the models. Thread-safe; close it, or use it as a context.
 
     :param profile: where the services are. :param identity: who speaks.
-    :param collateral: where collateral for the KeyService's evidence comes from; by default, what it sent along.
+    :param collateral: where collateral for the KeyService's evidence comes from; by default, as the profile says.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Client(Ownership, Usage):
         link = KeyServiceLink(
             HttpTransport(self._http, profile.keyservice),
             bundle=lambda: profile.open_bundle(self.clock.now()),
-            collateral=collateral or carried_collateral(),
+            collateral=collateral or ProfileCollateral(profile.collateral, profile.home, self.clock),
             clock=self.clock,
             heads=keyring,
         )

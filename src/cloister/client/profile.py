@@ -6,6 +6,8 @@ store = "/var/lib/cloister/store"       # where packed models are put: a directo
 bundle = "bundle.cbor"                  # path, from this file's folder
 bundle_root = "<64 hex digits>"         # the pinned key that signs trust bundles
 bundle_version = 1                      # the least version to accept; grows by itself
+collateral = "vendors"                  # optional: for the KeyService's evidence: a folder, a bundle file, a PCCS's
+                                        # address, `vendors`; by default, what the KeyService sends along
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Profile:
     bundle: str
     bundle_root: bytes
     bundle_version: int = 1
+    collateral: str = ""
 
     def open_bundle(self, now: float) -> TrustBundle:
         """The trust bundle, verified under the pinned root.
@@ -70,7 +73,7 @@ def load_profile(home: Path) -> Profile:
         values = tomllib.loads(read_public(path, limit=65536, what="the profile").decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput("profile-malformed", f"{path} is not TOML: {error}") from error
-    unknown = sorted(set(values) - {*_TEXTS, "bundle_version"})
+    unknown = sorted(set(values) - {*_TEXTS, "bundle_version", "collateral"})
     if unknown:
         raise InvalidInput("profile-malformed", f"{path}: {unknown[0]!r} is unknown")
     for name in _TEXTS:
@@ -79,6 +82,8 @@ def load_profile(home: Path) -> Profile:
     version = values.get("bundle_version", 1)
     if type(version) is not int or version < 1:
         raise InvalidInput("profile-malformed", f"{path}: bundle_version is not a number from 1")
+    if not isinstance(collateral := values.get("collateral", ""), str):
+        raise InvalidInput("profile-malformed", f"{path}: collateral is not text")
     return Profile(
         home=home,
         keyservice=values["keyservice"],
@@ -87,6 +92,7 @@ def load_profile(home: Path) -> Profile:
         bundle=values["bundle"],
         bundle_root=parse_id(values["bundle_root"], what=f"{path}: bundle_root"),
         bundle_version=version,
+        collateral=collateral,
     )
 
 
@@ -96,6 +102,7 @@ def save_profile(profile: Profile) -> None:
     :raises Unavailable: ``file-not-written``.
     """
     texts = {name: getattr(profile, name) for name in _TEXTS} | {"bundle_root": profile.bundle_root.hex()}
+    texts |= {"collateral": profile.collateral} if profile.collateral else {}
     lines = [f"{name} = {_quoted(value)}" for name, value in texts.items()]
     lines.append(f"bundle_version = {profile.bundle_version}")
     write_private(profile.home / FILE, ("\n".join(lines) + "\n").encode())
