@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -414,5 +415,66 @@ def test_a_client_that_leaves_the_gateway_frees_the_instance(run, serving) -> No
                 await left.wait()
             assert client.connections == 0
         await client.close()
+
+    run(scenario())
+
+
+def test_idle_connections_are_closed_without_any_further_call(run, serving) -> None:
+    async def scenario() -> None:
+        async with serving(echo) as first, serving(echo) as second:
+            client = AsyncHttpClient(limits=ClientLimits(keep_s=0.1))
+            for server in (first, second):
+                await client.request("POST", server.address, "/", content=b"x")
+            assert client.connections == 2
+            while client.connections or first.connections or second.connections:  # noqa: ASYNC110  # nobody tells
+                await asyncio.sleep(0.01)
+            answer = await client.request("POST", first.address, "/", content=b"again")
+            assert answer.body == b"again"
+            await client.close()
+
+    run(scenario())
+
+
+def test_closing_ends_calls_waiting_connecting_and_under_way(run, serving) -> None:
+    async def scenario() -> None:
+        inside = asyncio.Event()
+
+        async def app(request: Request) -> Response:
+            inside.set()
+            await asyncio.Event().wait()
+            return Response(200)
+
+        async with serving(app) as server:
+            client = AsyncHttpClient(limits=ClientLimits(max_per_origin=1))
+            calls = [asyncio.create_task(client.request("GET", server.address, "/")) for _ in range(3)]
+            await inside.wait()
+            await client.close()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert sorted(error.code for error in results) == ["client-closed", "client-closed", "no-answer"]
+            assert client.connections == 0
+            await client.close()
+
+            late = AsyncHttpClient()
+            call = asyncio.create_task(late.request("GET", server.address, "/"))
+            await asyncio.sleep(0)  # it is connecting
+            await late.close()
+            with pytest.raises(Unavailable) as caught:
+                await call
+            assert caught.value.code in {"no-answer", "client-closed"}
+            assert late.connections == 0
+
+    run(scenario())
+
+
+def test_nothing_is_kept_about_origins_that_are_gone(run, serving, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        client = AsyncHttpClient()
+        for number in range(5):
+            async with serving(echo, path=tmp_path / str(number)) as server:
+                await client.request("POST", server.address, "/", content=b"x")
+            with pytest.raises(Unavailable):
+                await client.request("POST", f"unix:{tmp_path}/absent{number}", "/", content=b"x")
+        await client.close()
+        assert not any((client._links, client._opening, client._waiting, client._idle))
 
     run(scenario())

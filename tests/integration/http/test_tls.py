@@ -41,8 +41,10 @@ async def listening(script: Script, **options: Any) -> AsyncIterator[int]:
                 await script(reader, writer)
         finally:
             writer.close()
-            with contextlib.suppress(ConnectionError, ssl.SSLError):
-                await writer.wait_closed()
+            # asyncio's streams never say that they are closed after a handshake that failed
+            with contextlib.suppress(ConnectionError, ssl.SSLError, TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, **options)
     try:

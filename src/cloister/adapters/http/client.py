@@ -57,7 +57,9 @@ class AsyncHttpClient:
         self._opening: dict[Origin, int] = {}
         self._idle: dict[Origin, list[Link]] = {}
         self._waiting: dict[Origin, deque[asyncio.Future[None]]] = {}
+        self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
+        self._empty = asyncio.Event()
 
     async def request(
         self,
@@ -126,12 +128,17 @@ class AsyncHttpClient:
     async def close(self) -> None:
         """Close every connection; calls under way fail."""
         self._closed = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for queue in self._waiting.values():
+            for place in queue:
+                if not place.done():
+                    place.set_result(None)  # to learn that this client is closed
         for links in tuple(self._links.values()):
             for link in tuple(links):
                 link.abort()
-        await asyncio.sleep(0)
-        while any(self._links.values()):  # noqa: ASYNC110
-            await asyncio.sleep(0)  # one turn of the loop each tells a link that it is gone
+        if self._links:
+            await self._empty.wait()
 
     def forget(self, origin: str) -> None:
         """The server at ``origin`` is gone for good: cut its connections, so that calls under way fail at once."""
@@ -168,9 +175,7 @@ class AsyncHttpClient:
             if busy < limits.max_per_origin:
                 return await self._connect(origin)
             if fresh and idle:
-                idle.pop(0).abort()  # make room for a new one
-                await asyncio.sleep(0)
-                continue
+                idle.pop(0).abort()  # make room for a new one; its end admits the first who waits
             queue = self._waiting.setdefault(origin, deque())
             if len(queue) >= limits.max_waiting:
                 raise Unavailable("client-overloaded", f"too many calls wait for {origin}", retry_after=1.0)
@@ -189,10 +194,12 @@ class AsyncHttpClient:
     def give_back(self, link: Link, *, fit: bool) -> None:
         """An exchange is over."""
         if fit and not self._closed:
-            link.idle_since = asyncio.get_running_loop().time()
+            loop = asyncio.get_running_loop()
+            link.idle_since = loop.time()
             self._idle.setdefault(link.origin, []).append(link)
             self._admit_next(link.origin)
-            self._expire(link.origin, link.idle_since)
+            if self._reaper is None:
+                self._reaper = loop.call_later(self.limits.keep_s, self._reap)
         else:
             link.abort()
 
@@ -214,7 +221,11 @@ class AsyncHttpClient:
             self._opening[origin] -= 1
             if link is None:
                 self._admit_next(origin)
-        self._links.setdefault(origin, set()).add(link)
+                self._forget(origin)
+        if not link.gone:
+            self._links.setdefault(origin, set()).add(link)
+            if self._closed:
+                link.abort()
         return link
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -229,6 +240,16 @@ class AsyncHttpClient:
         with contextlib.suppress(ValueError):
             self._idle.get(link.origin, []).remove(link)
         self._admit_next(link.origin)
+        self._forget(link.origin)
+
+    def _forget(self, origin: Origin) -> None:
+        """Keep nothing about an origin without connections: a gateway meets many that never come back."""
+        if self._links.get(origin) or self._opening.get(origin) or self._waiting.get(origin):
+            return
+        for table in (self._links, self._opening, self._waiting, self._idle):
+            table.pop(origin, None)
+        if self._closed and not self._links:
+            self._empty.set()
 
     def _admit_next(self, origin: Origin) -> None:
         queue = self._waiting.get(origin)
@@ -238,11 +259,16 @@ class AsyncHttpClient:
                 place.set_result(None)
                 return
 
-    def _expire(self, origin: Origin, now: float) -> None:
-        """Close the connection that has been idle longest, if too long: it is first in the list."""
-        idle = self._idle.get(origin, [])
-        while idle and now - idle[0].idle_since > self.limits.keep_s:
-            idle.pop(0).abort()
+    def _reap(self) -> None:
+        """Close what has been idle too long; the one that has been longest is first in its list."""
+        loop = asyncio.get_running_loop()
+        now, oldest = loop.time(), None
+        for idle in self._idle.values():
+            while idle and now - idle[0].idle_since >= self.limits.keep_s:
+                idle.pop(0).abort()
+            if idle:
+                oldest = idle[0].idle_since if oldest is None else min(oldest, idle[0].idle_since)
+        self._reaper = None if oldest is None else loop.call_at(oldest + self.limits.keep_s, self._reap)
 
 
 class Call:

@@ -110,6 +110,11 @@ class Link(asyncio.BufferedProtocol):
     # --- an exchange ---
 
     @property
+    def gone(self) -> bool:
+        """Whether ``on_lost`` was called."""
+        return self._gone
+
+    @property
     def usable(self) -> bool:
         """Whether a request may be sent."""
         return not self._gone and not self._transport.is_closing()

@@ -10,6 +10,7 @@ some 20 us, such as opening 4 KB) belongs on the loop: handing it over costs mor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections import deque
@@ -47,6 +48,8 @@ class Workers:
         self._count = 0
         self._closed = False
         self._woken = False
+        self._alive = threads
+        self._ended = asyncio.Event()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -75,9 +78,9 @@ class Workers:
         self._closed = True
         for _ in self._threads:
             self._jobs.put(_STOP)
+        await self._ended.wait()  # a join before this would block the loop that must take their results
         for thread in self._threads:
-            while thread.is_alive():  # noqa: ASYNC110
-                await asyncio.sleep(0.002)  # a join would block the loop that must take their results
+            thread.join()
         self._deliver()
 
     def _work(self) -> None:
@@ -96,6 +99,13 @@ class Workers:
                     self._loop.call_soon_threadsafe(self._deliver)
                 except RuntimeError:
                     return  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._thread_ends)
+
+    def _thread_ends(self) -> None:
+        self._alive -= 1
+        if not self._alive:
+            self._ended.set()
 
     def _deliver(self) -> None:
         self._woken = False  # first: a result appended after this wakes the loop again
