@@ -240,15 +240,12 @@ class Dispatcher:
     def replace_policies(
         self, now: float, packer: Packer[Any], balancer: Balancer[Any], scaler: Scaler[Any], *, keyless: int
     ) -> list[Command]:
-        """Other policies, while requests run; they remember nothing. Instances of another packer's groups drain."""
-        out: list[Command] = []
-        if packer.name != self._packer.name:
-            self._draining_for.clear()
-            self._relief.clear()
-            for name in self.snapshot.order:
-                if self.snapshot.instances[name].state is InstanceState.READY:
-                    self.ledger.update(name, state=InstanceState.DRAINING)
-                    self._halt_if_drained(name, now, out)
+        """Other policies, while requests run; they remember nothing.
+
+        Groups are the packer's: under another one, let what is there drain (:meth:`avoid`).
+        """
+        self._draining_for.clear()
+        self._relief.clear()
         self._packer, self._balancer, self._scaler, self._keyless = packer, balancer, scaler, keyless
         self._packing, self._balancing, self._scaling = packer.initial(), balancer.initial(), {}
         self._meter = DemandMeter(per_model=packer.scope == "model")
@@ -256,8 +253,7 @@ class Dispatcher:
             here = self.snapshot.seen(model).in_flight + self.snapshot.queued(model)
             if here:
                 self._meter.changed(model, here, now)
-        out.extend(self._retry(now))
-        return out
+        return self._retry(now)
 
     # ---- time ------------------------------------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ class LocalPlatform:
         os.close(process.pidfd)
         self._processes.pop(process.instance, None)
         status = process.child.wait() if process.child is not None else _reap(process.pid)
-        self._book.forget(process.instance, process.socket, keep_log=not process.stopping)
+        self._book.forget(process.instance, process.socket)
         asked = "stopped" if process.stopping else f"died; see {self._book.log(process.instance)}"
         process.gone.set()
         reason = asked if status in (None, 0) else f"{asked} (status {status})"

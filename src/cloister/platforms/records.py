@@ -13,7 +13,7 @@ from typing import Final
 
 from cloister.base.errors import Unavailable
 
-KEPT_LOGS: Final = 32  # of instances that died; the newest
+KEPT_LOGS: Final = 64  # of instances that ended; the newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +74,12 @@ class Book:
         temporary.write_text(json.dumps({**asdict(entry), "socket": str(entry.socket)}))
         temporary.replace(target)
 
-    def forget(self, instance: str, socket: Path, *, keep_log: bool = True) -> None:
-        """The process is gone: so are its record and its socket, and its log if it ended well."""
+    def forget(self, instance: str, socket: Path) -> None:
+        """The process is gone: so are its record and its socket, and the oldest log."""
         (self._records / f"{instance}.json").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             socket.unlink(missing_ok=True)
             socket.parent.rmdir()
-        if not keep_log:
-            self.log(instance).unlink(missing_ok=True)
-            return
         kept = sorted(self._logs.glob("*.log"), key=_changed, reverse=True)
         alive = {path.stem for path in self._records.glob("*.json")}
         for old in [path for path in kept if path.stem not in alive][KEPT_LOGS:]:

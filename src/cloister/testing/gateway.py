@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from cloister.adapters.clock import SystemClock
@@ -44,15 +45,16 @@ def sealed(model: ModelId = MODEL, *, size: int = 4096, user: bytes = USER) -> b
 
 
 def toml(
+    more: Mapping[str, str] = MappingProxyType({}),
     *,
     command: Sequence[str] = ("true",),
     models: Iterable[ModelId] = (MODEL, OTHER),
     pool: str = "max_instances = 2",
     **sections: str,
 ) -> str:
-    """A configuration: the lines of ``[pool]``, and of further sections by name."""
+    """A configuration: the lines of ``[pool]``, and of further sections by name, in either form."""
     lines = ["[platform]", f"command = {json.dumps(list(command))}", "[pool]", pool]
-    for name, text in sections.items():
+    for name, text in (*more.items(), *sections.items()):
         lines += [f"[{name}]", text]
     for model in models:
         lines += [f'[models."{model}"]', "memory_mb = 10"]

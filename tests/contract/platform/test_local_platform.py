@@ -17,7 +17,7 @@ import pytest
 from cloister.base.errors import Unavailable
 from cloister.platforms.local import LocalPlatform
 from cloister.platforms.port import Gone, Ready
-from cloister.platforms.records import Book, Entry, start_time
+from cloister.platforms.records import KEPT_LOGS, Book, Entry, start_time
 
 COMMAND = [sys.executable, "-m", "cloister.testing.instance"]
 
@@ -116,6 +116,17 @@ def test_one_whose_start_was_cut_short_is_found_by_its_socket(tmp_path: Path) ->
             child.wait()
 
     _run(body())
+
+
+def test_only_the_newest_logs_are_kept(tmp_path: Path) -> None:
+    book = Book(tmp_path)
+    book.open()
+    for number in range(KEPT_LOGS + 8):
+        book.log(f"i-{number:03}").write_text("")
+        os.utime(book.log(f"i-{number:03}"), (number, number))
+    book.forget("i-000", tmp_path / "no" / "s")
+    assert min(path.stem for path in (tmp_path / "logs").iterdir()) == "i-008"
+    book.close()
 
 
 def test_a_folder_has_one_driver_at_a_time(tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ from cloister.control.gateway.telemetry import Telemetry
 from cloister.control.gateway.watch import Watch
 from cloister.control.packing.port import Packer
 from cloister.control.scaling.port import Bounds, Scaler
-from cloister.control.snapshot import InstanceState
 from cloister.platforms.local import LocalPlatform
 from cloister.platforms.port import Platform
 
@@ -80,6 +79,7 @@ class Gateway:
             self.dispatcher,
             ports.platform,
             client,
+            packer=pool.packer,
             queue=configuration.queue,
             circuit=configuration.circuit,
             costs=Costs(),
@@ -163,9 +163,8 @@ class Gateway:
             conductor.carry_out(self.dispatcher.replace_policies(now, *_policies(new.pool), keyless=new.pool.keyless))
         if changed.command and isinstance(self.ports.platform, LocalPlatform):
             self.ports.platform.reconfigure(new.platform.command)
-            for name in self.dispatcher.snapshot.order:
-                if self.dispatcher.snapshot.instances[name].state is InstanceState.READY:
-                    conductor.carry_out(self.dispatcher.avoid(now, name, InstanceState.DRAINING))
+        if changed.command or old.pool.packer != new.pool.packer:
+            conductor.renew(new.pool.packer)
         self.ports.log.event("configuration-reloaded", cause=",".join(changed.restart), instances=len(conductor.places))
 
     async def _watch(self) -> None:

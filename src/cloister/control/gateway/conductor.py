@@ -32,9 +32,10 @@ class Place:
 
     :ivar launched_at: when it was asked for; None for one that was there before.
     :ivar flights: requests that are on it.
+    :ivar stale: started under another command line or packer: once it is empty, it goes.
     """
 
-    __slots__ = ("address", "breaker", "churn_mb", "flights", "group", "halting", "launched_at", "seen_at")
+    __slots__ = ("address", "breaker", "churn_mb", "flights", "group", "halting", "launched_at", "seen_at", "stale")
 
     def __init__(self, group: str, breaker: Breaker, launched_at: float | None) -> None:
         self.group = group
@@ -42,7 +43,7 @@ class Place:
         self.breaker = breaker
         self.launched_at = launched_at
         self.flights: set[Flight] = set()
-        self.halting = False
+        self.halting = self.stale = False
         self.churn_mb: float | None = None
         self.seen_at = 0.0
 
@@ -56,6 +57,7 @@ class Conductor:
         platform: Platform,
         client: AsyncHttpClient,
         *,
+        packer: str,
         queue: QueueSettings,
         circuit: CircuitSettings,
         costs: Costs,
@@ -66,6 +68,7 @@ class Conductor:
         self.dispatcher = dispatcher
         self.platform = platform
         self.client = client
+        self.packer = packer
         self.queue = queue
         self.circuit = circuit
         self.costs = costs
@@ -237,9 +240,8 @@ class Conductor:
             flight.waiter.set_result(None)
 
     async def _launch(self, command: Launch) -> None:
-        group = "" if command.group == KEYLESS else command.group
         try:
-            await self.platform.start(command.instance, group)
+            await self.platform.start(command.instance, f"{self.packer}/{command.group}")
         except CloisterError as error:
             self.log.event("instance-not-started", level="error", instance=command.instance, code=error.code)
             await self.lose(command.instance, error.code)
@@ -267,11 +269,13 @@ class Conductor:
         if there.instance in self.places:
             return
         now = self.clock.monotonic()
-        self._place(there.instance, there.group, None)
+        packer, _, group = there.group.partition("/")
+        place = self._place(there.instance, group, None)
+        place.stale = packer != self.packer
         fleet = self.fleet
         found = Instance(
             id=there.instance,
-            group=there.group or KEYLESS,
+            group=group or KEYLESS,
             state=InstanceState.STARTING,
             concurrency=fleet.concurrency,
             memory_mb=fleet.memory_mb,
@@ -302,7 +306,32 @@ class Conductor:
             self.costs.started(took)
             self.telemetry.started(took)
             self.log.event("instance-ready", instance=event.instance, duration_ms=round(took * 1000))
-        self.carry_out(self.dispatcher.ready(now, event.instance, event.host))
+        self._take(event.instance, place, event.host)
+
+    def renew(self, packer: str) -> None:
+        """The command line or the packer changed: what is up goes once it is empty, what is starting goes at once."""
+        self.packer = packer
+        now = self.clock.monotonic()
+        for name in self.dispatcher.snapshot.order:
+            there = self.dispatcher.snapshot.instances.get(name)
+            if there is None:
+                continue  # stopped meanwhile, to make room
+            self.places[name].stale = True
+            match there.state:
+                case InstanceState.STARTING:
+                    self.replace(name, "started under an earlier configuration")
+                case InstanceState.BROKEN | InstanceState.DRAINING:
+                    pass  # looked at when its circuit closes
+                case _:
+                    self.carry_out(self.dispatcher.avoid(now, name, InstanceState.DRAINING))
+
+    def _take(self, instance: str, place: Place, host: str = "") -> None:
+        """An instance may be used, or is to go although it could be."""
+        now = self.clock.monotonic()
+        if place.stale:
+            self.carry_out(self.dispatcher.avoid(now, instance, InstanceState.DRAINING))
+        else:
+            self.carry_out(self.dispatcher.ready(now, instance, host))
 
     async def lose(self, instance: str, reason: str) -> None:
         """An instance is gone. After a start that failed, wait before anybody tries the next."""
@@ -351,7 +380,7 @@ class Conductor:
             place.breaker.probed(well=well)
             if well:
                 self.log.event("circuit-closed", instance=instance)
-                self.carry_out(self.dispatcher.ready(self.clock.monotonic(), instance))
+                self._take(instance, place)
                 return
             if place.breaker.hopeless:
                 self.replace(instance, "does not answer")
@@ -363,8 +392,9 @@ class Conductor:
         self.spawn(self.stop(instance))
         self.gone(instance, reason)
 
-    def _place(self, instance: str, group: str, launched_at: float | None) -> None:
-        self.places[instance] = Place(group, Breaker(self.circuit), launched_at)
+    def _place(self, instance: str, group: str, launched_at: float | None) -> Place:
+        place = self.places[instance] = Place(group, Breaker(self.circuit), launched_at)
+        return place
 
     # --- events ---
 

@@ -210,8 +210,10 @@ def _pool(at: Section) -> PoolSettings:
         slowdown=at.numbers("slowdown", (1.0,), 1.0, 1000.0),
     )
     at.done()
-    if settings.min_instances > settings.max_instances:
-        raise malformed("pool.min_instances", "is more than pool.max_instances")
+    if settings.min_instances + settings.keyless > settings.max_instances:
+        raise malformed("pool.min_instances", "is, with pool.keyless, more than pool.max_instances")
+    if list(settings.slowdown) != sorted(settings.slowdown):
+        raise malformed("pool.slowdown", "falls: more requests at once never make each faster")
     return settings
 
 
