@@ -20,7 +20,7 @@ from cloister.cli.output import Output
 from cloister.testing.demonstration.refusals import try_everything
 from cloister.testing.demonstration.report import Line, Report
 from cloister.testing.demonstration.search import search
-from cloister.testing.demonstration.serving import Secrets, serve_patients, serve_vision
+from cloister.testing.demonstration.serving import STAGES, Secrets, serve_patients, serve_vision
 from cloister.testing.demonstration.stage import raised
 
 
@@ -73,11 +73,12 @@ def _progress(out: Output) -> Callable[[str], None]:
 def _table(report: Report) -> None:
     if not report.latencies:
         return
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    table = Table(title="latency, milliseconds at the user", title_justify="left")
+    console = Console(width=max(100, Console().width))
+    table = Table(title="latency, milliseconds at the user", title_justify="left", box=SIMPLE)
     for name in ("model", "cold", "warm", "hot", "raw engine", "hot / raw"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for item in report.latencies:
@@ -85,11 +86,16 @@ def _table(report: Report) -> None:
         table.add_row(item.model, *(f"{value:.1f}" for value in row), f"{item.hot_ms / item.raw_ms:.2f}")
     console.print()
     console.print(table)
-    stages = Table(title="by stage, milliseconds in the runtime", title_justify="left")
-    names = list(dict.fromkeys(name for item in report.latencies for path in item.stages.values() for name in path))
-    for heading in ("model", "path", *names):
-        stages.add_column(heading.replace("_", "\n"), justify="left" if heading in ("model", "path") else "right")
+    stages = Table(
+        title="by stage, milliseconds (cold = new instance, warm = new model, hot = all there)",
+        title_justify="left",
+        box=SIMPLE,
+    )
+    stages.add_column("stage", no_wrap=True)
     for item in report.latencies:
-        for path, values in item.stages.items():
-            stages.add_row(item.model, path, *(f"{values[n]:.1f}" if n in values else "" for n in names))
+        for path in item.stages:
+            stages.add_column(f"{item.model}\n{path}" if path == "cold" else f"\n{path}", justify="right", no_wrap=True)
+    for name in STAGES:
+        cells = [values.get(name) for item in report.latencies for values in item.stages.values()]
+        stages.add_row(name, *("" if value is None else f"{value:.1f}" for value in cells))
     console.print(stages)
