@@ -19,7 +19,7 @@ from cloister.control.demand import DemandMeter
 from cloister.control.ledger import Ledger
 from cloister.control.packing.port import Assign, Decision, Packer, Start
 from cloister.control.packing.room import to_evict
-from cloister.control.scaling.port import Scaler
+from cloister.control.scaling.port import Scale, Scaler
 from cloister.control.snapshot import KEYLESS, Fleet, Instance, InstanceState, Model, Request, Snapshot
 
 RETRY: Final = 8  # heads looked at again when something changed; the rest get their turn at the next change
@@ -270,29 +270,34 @@ class Dispatcher:
             for _ in range(min(scale.floor - len(members), self.snapshot.room)):
                 if top is not None:
                     self._launch(Start(self._packer.group_of(self.snapshot, top), (top,)), now, out)
-            self._trim(members, retired, scale.floor, scale.ceiling, out)
+            self._trim(members, retired, scale, now, out)
         self._relieve(now, out)
         spare = len(self.snapshot.groups.get(KEYLESS) or ())
         for _ in range(min(self._keyless - spare, self.snapshot.room - self.snapshot.spares)):
             self._launch(Start(KEYLESS, ()), now, out)
         return out
 
-    def _trim(self, members: list[str], retired: tuple[str, ...], floor: int, ceiling: int, out: list[Command]) -> None:
-        count = len(members)
-        if count <= floor:
+    def _trim(self, members: list[str], retired: tuple[str, ...], scale: Scale, now: float, out: list[Command]) -> None:
+        """Stop idle instances: those the packer gave up, down to the floor; then down to the ceiling.
+
+        What is above the ceiling stays for one keep-alive after its start: a packer started it because a request needed
+        it, and stopping it at once would only have it started again.
+        """
+        snapshot, count = self.snapshot, len(members)
+        if count <= scale.floor:
             return
-        idle = [
-            i
-            for i in members
-            if not (there := self.snapshot.instances[i]).in_flight and there.state is InstanceState.READY
+        up = [snapshot.instances[i] for i in members]
+        idle = [there for there in up if not there.in_flight and there.state is InstanceState.READY]
+        going = [i for i in retired if any(there.id == i for there in idle)][: count - scale.floor]
+        for name in going:
+            self._halt(name, out)
+        count -= len(going)
+        old = [
+            there for there in idle if there.id not in going and now - there.expected_at >= snapshot.fleet.keep_alive_s
         ]
-        going = [i for i in retired if i in idle]
-        rest = sorted((i for i in idle if i not in going), key=lambda i: (self.snapshot.instances[i].last_used, i))
-        for name in going[: count - floor]:
-            self._halt(name, out)
-            count -= 1
-        for name in rest[: max(0, count - max(ceiling, floor))]:
-            self._halt(name, out)
+        old.sort(key=lambda there: (there.last_used, there.id))
+        for there in old[: max(0, count - max(scale.ceiling, scale.floor))]:
+            self._halt(there.id, out)
 
     # ---- carrying out ----------------------------------------------------------------------------------------------
 

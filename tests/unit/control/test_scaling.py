@@ -87,6 +87,13 @@ def test_slo_does_not_flap_when_load_swings_faster_than_the_cool_down() -> None:
     assert max(ceilings[60:]) - min(ceilings[60:]) <= 1
 
 
+def test_more_instances_never_predict_a_longer_tail() -> None:
+    there = snapshot(4)
+    for rate in range(1, 400, 3):
+        tails = [Slo().predicted_p99_s(there, domain(there), n, float(rate), 0.0) for n in range(1, 30)]
+        assert tails == sorted(tails, reverse=True)
+
+
 @pytest.mark.parametrize(("servers", "load", "waits"), [(1, 0.5, 0.5), (2, 1.0, 1 / 3), (3, 4.0, 1.0)])
 def test_erlang_c_is_the_textbook_value(servers: int, load: float, waits: float) -> None:
     assert erlang_c(servers, load) == pytest.approx(waits)

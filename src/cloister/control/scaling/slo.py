@@ -11,7 +11,7 @@ would have been enough for a whole cool-down.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, log
+from math import log
 
 from cloister.control.scaling.port import Bounds, Domain, Scale
 from cloister.control.snapshot import Snapshot
@@ -82,15 +82,17 @@ class Slo:
         """p99 latency of ``count`` instances at ``rate`` requests a second; infinite when they cannot keep up."""
         fleet = snapshot.fleet
         speed = max(1e-3, 1.0 - pressure)
-        together = min(fleet.concurrency, max(1, ceil(rate * domain.service_s / speed / max(count, 1))))
-        slower = fleet.slower(together) / speed
-        servers, service = count * together, domain.service_s * slower
-        spare = servers / service - rate if service > 0 else float("inf")
-        if count <= 0 or spare <= 0:
-            return float("inf")
-        waits = erlang_c(servers, rate * service)
-        wait = log(waits / TAIL) / spare if waits > TAIL else 0.0
-        return domain.slowest_s * slower + wait
+        best = float("inf")
+        for together in range(1, fleet.concurrency + 1):  # an instance takes more at once when more come
+            slower = fleet.slower(together) / speed
+            servers, service = count * together, domain.service_s * slower
+            spare = servers / service - rate if service > 0 else float("inf")
+            if servers <= 0 or spare <= 0:
+                continue
+            waits = erlang_c(servers, rate * service)
+            wait = log(waits / TAIL) / spare if waits > TAIL else 0.0
+            best = min(best, domain.slowest_s * slower + wait)
+        return best
 
     def decide(self, snapshot: Snapshot, state: SloState, domain: Domain, now: float) -> tuple[Scale, SloState]:
         """Floor: what is needed now. Ceiling: the most that was needed during the cool-down."""

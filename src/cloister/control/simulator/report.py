@@ -99,7 +99,7 @@ def instances_over_time(runs: Sequence[tuple[str, Record]]) -> Any:
         bottom.step(at, [m.waiting for m in record.timeline], where="post", **_style(number))
     top.set(ylabel="instances", title="Instances and queue", ylim=(0, None))
     bottom.set(xlabel="time, s", ylabel="waiting", ylim=(0, None))
-    figure.legend(loc="outside lower center", ncols=6)
+    figure.legend(loc="outside lower center", ncols=3)
     for axes in (top, bottom):
         axes.grid(visible=True, alpha=0.3)
     return figure
@@ -139,7 +139,7 @@ def attainment(runs: Sequence[tuple[str, Record]]) -> Any:
         axes.plot(edges[:-1][seen], 100 * kept[seen] / counts[seen], label=name, **_style(number))
     axes.set(xlabel="time, s", ylabel="in time, %", title="Answered within the bound", ylim=(-2, 102))
     axes.grid(visible=True, alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=6)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
