@@ -2,15 +2,21 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+WHEEL_VENV := .venv-wheel
 UV_VERSION := 0.13.9
 STAMP := $(VENV)/.synced
+# Tests of one group share expensive processes and stay on one worker; the rest goes wherever there is room.
+PYTEST_ARGS ?= -n auto --dist loadgroup
+SECONDS ?= 60
 
-.PHONY: demo test lint types contracts unit test-all setup clean bench vectors
+.PHONY: demo test lint types contracts unit wheel installed slow test-all fuzz setup clean bench vectors
 
 setup: $(STAMP)
+# Without ensurepip, which some systems leave out of Python: the system's pip installs uv, and uv everything else.
 $(STAMP): pyproject.toml uv.lock
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV) || python3 -m venv --without-pip $(VENV)
+	@test -x $(BIN)/uv || $(PYTHON) -m pip --python $(BIN)/python install --quiet uv==$(UV_VERSION) \
+	  || python3 -m pip --python $(BIN)/python install --quiet uv==$(UV_VERSION)
 	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --quiet --inexact --compile-bytecode
 	@$(BIN)/python -m compileall -q src
 	@touch $@
@@ -28,13 +34,34 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports
 
+# Everything but the slow tests, on the source tree. The end-to-end tests come after it, on what is really installed.
 unit: setup
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --ignore tests/e2e
 
-test: lint types contracts unit
+# The wheel, in an environment that has never seen the source tree: a file missing from it is missing here too.
+wheel: setup
+	rm -rf dist
+	$(BIN)/uv build --quiet --wheel --out-dir dist
+	UV_PROJECT_ENVIRONMENT=$(WHEEL_VENV) $(BIN)/uv sync --frozen --quiet --inexact --compile-bytecode --no-install-project \
+	  --python $(BIN)/python
+	$(BIN)/uv pip install --quiet --python $(WHEEL_VENV)/bin/python --no-deps --reinstall dist/*.whl
 
-test-all: test
-	$(BIN)/pytest -n auto -m slow
+installed: wheel
+	CLOISTER_TEST_INSTALLED=1 $(WHEEL_VENV)/bin/python -P -m pytest $(PYTEST_ARGS) -m "not slow" tests/e2e
+
+test: lint types contracts unit installed
+
+slow: setup
+	$(BIN)/pytest $(PYTEST_ARGS) -m slow
+
+# The slow tests, then everything on each Python that is supported. ALLOW_MISSING=1: without those that are not here.
+test-all: lint types contracts slow
+	UV=$(BIN)/uv tests/every_python.sh
+
+# Each fuzz target for so many seconds, on what pip can install of libFuzzer (group `fuzz`).
+fuzz: setup
+	UV_PROJECT_ENVIRONMENT=.venv-fuzz $(BIN)/uv sync --frozen --quiet --inexact --group fuzz
+	.venv-fuzz/bin/python -P tests/fuzz/run.py --seconds $(SECONDS)
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-wheel .venv-fuzz .venv-3.* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
