@@ -77,7 +77,7 @@ def _table(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=max(100, Console().width))
+    console = Console(width=max(128, Console().width))
     table = Table(title="latency, milliseconds at the user", title_justify="left", box=SIMPLE)
     for name in ("model", "cold", "warm", "hot", "raw engine", "hot / raw"):
         table.add_column(name, justify="left" if name == "model" else "right")

@@ -19,7 +19,7 @@ from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.limits import MAX_REQUEST_BODY
 from cloister.cli.account import add_account_options, open_client
 from cloister.cli.output import Output
-from cloister.client.client import DEADLINE_S
+from cloister.client.exchange import DEADLINE_S
 from cloister.client.files import read_public
 from cloister.client.inference import Outputs
 from cloister.wire.oip import DTYPES

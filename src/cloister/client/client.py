@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
 from cloister.adapters.clock import SystemClock
-from cloister.adapters.http.answer import Answer
 from cloister.adapters.http.blocking import HttpClient
-from cloister.adapters.http.problem import from_response
 from cloister.adapters.keyservice import HttpTransport, KeyServiceLink
 from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
@@ -31,6 +29,7 @@ from cloister.base.limits import MAX_RESPONSE_BODY
 from cloister.client import explain
 from cloister.client.account import Account
 from cloister.client.evidence import ProfileCollateral
+from cloister.client.exchange import DEADLINE_S, OUTER_REFUSAL, SEALED_HEADERS, content_of, pause_before_next
 from cloister.client.identity import Identity, list_identities, load_identity
 from cloister.client.inference import Outputs, SealedInference, open_http, open_inference, seal_http, seal_inference
 from cloister.client.keyring import Keyring
@@ -38,15 +37,8 @@ from cloister.client.ownership import Ownership
 from cloister.client.profile import Profile, default_home, load_profile
 from cloister.client.sealing import SealingKeys
 from cloister.client.usage import Usage
-from cloister.wire.envelope import REQUEST_MEDIA_TYPE
 
 T = TypeVar("T")
-OUTER_REFUSAL: Final = "request-refused"
-DEADLINE_S: Final = 120.0
-SEALED_HEADERS: Final = (("content-type", REQUEST_MEDIA_TYPE),)
-_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-# An inference changes nothing, so it may be sent again, each time sealed anew.
-_AGAIN: Final = frozenset({"connect-failed", "no-answer", "deadline-exceeded", "client-overloaded", "answer-truncated"})
 
 
 class Client(Ownership, Usage):
@@ -134,21 +126,24 @@ class Client(Ownership, Usage):
     ) -> Iterator[Outputs]:
         """Run a model on a stream of inputs over one sealed request; answers come in order, as they are made.
 
-        Memory is bounded by one inference in each direction, however long the stream. See ``AsyncClient.infer_stream``.
+        Memory is bounded by one inference in each direction, however long the stream. See ``client.stream_call``.
         """
         import asyncio
 
-        from cloister.client.asynchronous import AsyncClient
+        from cloister.adapters.http.client import AsyncHttpClient
+        from cloister.client.stream_call import infer_stream
+
+        target = self.model_id(model)
 
         with asyncio.Runner() as runner:
-            client = AsyncClient(self)
-            answers = client.infer_stream(model, inputs, deadline_s=deadline_s)
+            http = AsyncHttpClient()
+            answers = infer_stream(http, self, target, inputs, deadline_s=deadline_s)
             try:
-                while (outputs := runner.run(anext(answers, None))) is not None:
+                while (outputs := runner.run(_following(answers))) is not None:
                     yield outputs
             finally:
                 runner.run(answers.aclose())
-                runner.run(client.disconnect())
+                runner.run(http.close())
 
     def metadata(self, model: str | ModelId, *, deadline_s: float = DEADLINE_S) -> dict[str, Any]:
         """OIP v2 model metadata: name, versions, platform, inputs and outputs."""
@@ -208,22 +203,8 @@ class Client(Ownership, Usage):
         )
 
 
-def content_of(answer: Answer) -> bytes:
-    """The sealed answer; a refusal outside the envelope is raised."""
-    if answer.status != 200:
-        raise from_response(answer.status, answer.headers, answer.body)
-    return bytes(answer.body)
-
-
-def pause_before_next(error: Unavailable, attempt: int, left_s: float) -> float:
-    """Seconds to wait before an inference is sent again.
-
-    :raises Unavailable: ``error`` itself, when sending again is not known to be safe or there is no time left.
-    """
-    pause = error.retry_after or _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
-    if (error.code not in _AGAIN and error.retry_after is None) or pause >= left_s:
-        raise error
-    return pause
+async def _following(answers: AsyncIterator[Outputs]) -> Outputs | None:
+    return await anext(answers, None)
 
 
 def only_identity(home: Path) -> str:

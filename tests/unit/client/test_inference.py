@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cloister.base.errors import InvalidInput, Tampered, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
-from cloister.client.client import pause_before_next
+from cloister.client.exchange import pause_before_next
 from cloister.client.identity import Identity
 from cloister.client.inference import (
     MEASUREMENT_FIELD,

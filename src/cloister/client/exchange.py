@@ -1,0 +1,35 @@
+"""What every way of sending a sealed request shares: its headers, its answer, and when it may be sent again."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloister.adapters.http.answer import Answer
+from cloister.adapters.http.problem import from_response
+from cloister.base.errors import Unavailable
+from cloister.wire.envelope import REQUEST_MEDIA_TYPE
+
+OUTER_REFUSAL: Final = "request-refused"
+DEADLINE_S: Final = 120.0
+SEALED_HEADERS: Final = (("content-type", REQUEST_MEDIA_TYPE),)
+_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+# An inference changes nothing, so it may be sent again, each time sealed anew.
+_AGAIN: Final = frozenset({"connect-failed", "no-answer", "deadline-exceeded", "client-overloaded", "answer-truncated"})
+
+
+def content_of(answer: Answer) -> bytes:
+    """The sealed answer; a refusal outside the envelope is raised."""
+    if answer.status != 200:
+        raise from_response(answer.status, answer.headers, answer.body)
+    return bytes(answer.body)
+
+
+def pause_before_next(error: Unavailable, attempt: int, left_s: float) -> float:
+    """Seconds to wait before an inference is sent again.
+
+    :raises Unavailable: ``error`` itself, when sending again is not known to be safe or there is no time left.
+    """
+    pause = error.retry_after or _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
+    if (error.code not in _AGAIN and error.retry_after is None) or pause >= left_s:
+        raise error
+    return pause
