@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import sys
 from collections import deque
+from functools import lru_cache
 from typing import Final
 
 from cloister.base.limits import KIB, MIB
@@ -20,6 +21,7 @@ _TOUCH: Final = MIB  # larger memory is touched as bytes arrive: a declared leng
 _BORROWED_BY_US: Final = 2  # references to a memory that nobody borrows: the attribute, getrefcount's argument
 
 
+@lru_cache(maxsize=1024)  # a service sees few sizes
 def _size_class(size: int) -> int:
     """Round up with at most 12.5 % waste above 512 KiB, to multiples of 64 KiB below."""
     step = max(_STEP, 1 << max(0, (size - 1).bit_length() - 4))
@@ -102,4 +104,7 @@ class BufferPool:
             memory.close()
         else:
             self._idle_bytes += size
-            self._idle.setdefault(size, deque()).append(memory)
+            idle = self._idle.get(size)
+            if idle is None:
+                idle = self._idle.setdefault(size, deque())  # another thread may have been faster
+            idle.append(memory)
