@@ -50,7 +50,7 @@ class Anchor(Protocol):
         """Begin to confirm the heads of this log."""
 
     def require(self) -> None:
-        """Pass while heads are being confirmed; before an entry is written.
+        """Pass while heads are being confirmed; before an entry is written. Waits for the first attempt after a start.
 
         :raises Unavailable: ``keyservice-unconfirmed``: not since the start, or the last attempt failed;
             ``keyservice-superseded``: what confirms knows another or a later history.

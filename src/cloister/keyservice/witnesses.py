@@ -90,12 +90,13 @@ class WitnessAnchor:
         self._source: HeadSource | None = None
         self._closed = False
         self._round = 0
+        self._began = 0.0
         self._target: LogHead | None = None  # of the round under way
         self._signed: dict[bytes, Cosignature] = {}
         self._wanted = 0
         self._confirmed: LogHead | None = None
         self._confirmed_at = 0.0
-        self._shut = UNCONFIRMED  # why; empty while open
+        self._shut = ""  # why; empty while open
         self._time = 0.0
 
     # --- the port ---
@@ -115,7 +116,10 @@ class WitnessAnchor:
     def require(self) -> None:
         """See the port."""
         with self._changed:
-            if self._shut or self._closed:
+            self._changed.wait_for(  # the first round after a start
+                lambda: self._closed or bool(self._shut) or self._confirmed is not None, self._patience
+            )
+            if self._shut or self._closed or self._confirmed is None:
                 raise self._refusal()
 
     def confirm(self, size: int) -> LogHead | None:
@@ -151,7 +155,10 @@ class WitnessAnchor:
         with self._changed:
             for line in self._lines:
                 line.retry_at = 0.0
-            if self._target is None and self._source is not None and self._age() >= CONFIRM_INTERVAL_S:
+            now = self._clock.monotonic()
+            # A round that lasts is begun anew: co-signatures of very different times are no confirmation for callers.
+            due = self._confirmed_at + CONFIRM_INTERVAL_S if self._target is None else self._began + CONFIRM_PATIENCE_S
+            if now >= due and self._source is not None:
                 self._begin(self._source)
             self._changed.notify_all()
 
@@ -160,7 +167,12 @@ class WitnessAnchor:
         with self._changed:
             age = None if self._confirmed is None else self._age()
             size = self._confirmed.size if self._confirmed else 0
-            return AnchorState(not self._shut, age, size, {line.number: line.outcome for line in self._lines})
+            return AnchorState(
+                not self._shut and self._confirmed is not None,
+                age,
+                size,
+                {line.number: line.outcome for line in self._lines},
+            )
 
     def close(self) -> None:
         """See the port."""
@@ -177,6 +189,7 @@ class WitnessAnchor:
 
     def _begin(self, source: HeadSource) -> None:
         self._round += 1
+        self._began = self._clock.monotonic()
         self._target = source.head()
         self._signed = {}
         self._changed.notify_all()

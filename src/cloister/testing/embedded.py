@@ -32,7 +32,7 @@ class EmbeddedKeyService:
     """``cloister.adapters.keyservice.Transport`` to a KeyService that lives as long as this object.
 
     :param seed: of its root secret; the same one over the same disk is the same KeyService.
-    :param witnesses: how it reaches those that its settings name.
+    :param witnesses: how it reaches those that its settings name with ``witness_keys``.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
     """
 
@@ -48,12 +48,13 @@ class EmbeddedKeyService:
         bundle_digest: Callable[[], bytes] = lambda: NO_BUNDLE,
         events: EventLog | None = None,
         witnesses: Sequence[WitnessPort] = (),
+        witness_keys: tuple[bytes, ...] = (),
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
         self.disk = disk or MemoryDisk()
         self.runtime_tee = runtime_tee or SimulatedTee("runtime", clock=self.clock)
-        self.settings = Settings(simulation_keys=(self.runtime_tee.key.public_key,), **settings)
+        self.settings = Settings(simulation_keys=(self.runtime_tee.key.public_key,), witnesses=witness_keys, **settings)
         self.tee = SimulatedTee(
             "keyservice", values=self.settings.measured().values, key=self.runtime_tee.key, clock=self.clock
         )
