@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -51,7 +52,13 @@ async def throughput(client: AsyncHttpClient, address: str, content: bytes, seco
     return count / seconds
 
 
-async def measure(gateway: str, instance: str, rounds: int) -> dict[str, object]:
+def processor_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(gateway: str, instance: str, rounds: int, pid: int) -> dict[str, object]:
     client = AsyncHttpClient()
     results: dict[str, object] = {}
     try:
@@ -61,9 +68,11 @@ async def measure(gateway: str, instance: str, rounds: int) -> dict[str, object]
                 await timed(client, gateway, content)
                 await timed(client, instance, content)
             direct, through = [], []
+            before = processor_s(pid)
             for _ in range(rounds):
                 direct.append(await timed(client, instance, content))
                 through.append(await timed(client, gateway, content))
+            processor = (processor_s(pid) - before) / rounds
             hop = [b - a for a, b in zip(direct, through, strict=True)]
             rates = {"direct": [], "gateway": []}
             for _ in range(3):
@@ -73,6 +82,7 @@ async def measure(gateway: str, instance: str, rounds: int) -> dict[str, object]
                 "direct_us": round(1e6 * statistics.median(direct)),
                 "gateway_us": round(1e6 * statistics.median(through)),
                 "hop_us": round(1e6 * statistics.median(hop)),
+                "gateway_processor_us": round(1e6 * processor),
                 "hop_p95_us": round(1e6 * sorted(hop)[int(len(hop) * 0.95)]),
                 "direct_per_s": round(statistics.median(rates["direct"])),
                 "gateway_per_s": round(statistics.median(rates["gateway"])),
@@ -108,7 +118,7 @@ def main() -> None:
                 asyncio.run(first(gateway))
                 instance = json.loads(next((state / "instances").glob("*.json")).read_text())["socket"]
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    results[kind] = runner.run(measure(gateway, f"unix:{instance}", options.rounds))
+                    results[kind] = runner.run(measure(gateway, f"unix:{instance}", options.rounds, process.pid))
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait()

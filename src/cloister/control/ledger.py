@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from cloister.control.gaps import observed
@@ -171,19 +171,10 @@ class Ledger:
             residents[model.id] = Resident(have.memory_mb, have.holding, have.ready_at, now)
         running = dict(old.running)
         running[model.id] = running.get(model.id, 0) + 1
-        changed = evict or have is None
-        self._put(
-            old,
-            replace(
-                old,
-                in_flight=old.in_flight + 1,
-                running=running,
-                residents=residents,
-                used_mb=sum(r.memory_mb for r in residents.values()) if changed else old.used_mb,
-                owners=frozenset(self._models[name].owner for name in residents) if changed else old.owners,
-                last_used=now,
-            ),
-        )
+        new = _busy(old, old.in_flight + 1, running, residents, now)
+        if evict or have is None:
+            new = replace(new, **self._totals(residents))
+        self._put(old, new)
         self._sent[request.id] = (request, instance_id)
         self._on[instance_id][request.id] = request
         seen = self._activity[request.model]
@@ -215,12 +206,11 @@ class Ledger:
         have = old.residents[request.model]
         residents = dict(old.residents)
         residents[request.model] = Resident(have.memory_mb, have.holding, min(have.ready_at, now), now)
-        new = replace(old, in_flight=old.in_flight - 1, running=running, residents=residents, last_used=now)
+        new = _busy(old, old.in_flight - 1, running, residents, now)
         if not loaded and request.model not in running:
             del residents[request.model]
             self._unhold(request.model, instance_id)
-            owners = frozenset(self._models[name].owner for name in residents)
-            new = replace(new, used_mb=sum(r.memory_mb for r in residents.values()), owners=owners)
+            new = replace(new, **self._totals(residents))
         self._put(old, new)
         seen = self._activity[request.model]
         self._activity = self._activity.put(
@@ -310,6 +300,33 @@ class Ledger:
         elif old is not None:
             self._instances = self._instances.drop(old.id)
         self._snapshot = None
+
+
+assert len(fields(Instance)) == 16  # noqa: S101  # as many as _busy copies
+
+
+def _busy(
+    old: Instance, in_flight: int, running: Mapping[str, int], residents: Mapping[str, Resident], now: float
+) -> Instance:
+    """``replace(old, ...)`` for what every request changes twice, at a third of its price."""
+    return Instance(
+        old.id,
+        old.group,
+        old.state,
+        old.concurrency,
+        old.memory_mb,
+        old.host,
+        old.used_mb,
+        in_flight,
+        running,
+        residents,
+        old.planned,
+        old.owners,
+        old.pressure,
+        old.launched_at,
+        old.expected_at,
+        now,
+    )
 
 
 def _came(seen: Activity, now: float) -> Activity:

@@ -142,14 +142,8 @@ class AsyncHttpClient:
 
     def forget(self, origin: str) -> None:
         """The server at ``origin`` is gone for good: cut its connections, so that calls under way fail at once."""
-        place = parse_origin(origin)
-        for link in tuple(self._links.pop(place, ())):
+        for link in tuple(self._links.get(parse_origin(origin), ())):
             link.abort()
-        self._idle.pop(place, None)
-        if not self._opening.get(place):
-            self._opening.pop(place, None)
-        if not self._waiting.get(place):
-            self._waiting.pop(place, None)
 
     @property
     def connections(self) -> int:

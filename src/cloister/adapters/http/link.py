@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import cast
 
@@ -12,7 +13,7 @@ from cloister.adapters.http.body import Body
 from cloister.adapters.http.buffers import BufferPool
 from cloister.adapters.http.content import Buffer, Content
 from cloister.adapters.http.head import ResponseHead
-from cloister.adapters.http.limits import HeadLimits
+from cloister.adapters.http.limits import SEND_BUFFER, HeadLimits
 from cloister.adapters.http.origin import Origin
 from cloister.adapters.http.outlet import Outlet
 from cloister.adapters.http.response import chunk
@@ -62,6 +63,8 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._out = Outlet(self._transport)
+        if self.origin.scheme == "unix":  # TCP sizes its own
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the transport's guess; we know better
         if self._body is not None and not self._pending:
