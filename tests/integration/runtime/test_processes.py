@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -37,12 +38,20 @@ class Served:
         self.cloud.prepare()
         self.address = f"unix:{folder / 'runtime.socket'}"
         keyservice = self.cloud.start_keyservice()
+        self.tracer: subprocess.Popen[bytes] | None = None
+        environment = dict(os.environ)
         command = [*self.cloud.runtime_command(keyservice), "--listen", self.address]
         if trace is not None:
             calls = "trace=socket,connect,bind,listen,open,openat,creat,rename,unlink,mkdir,execve,fork,vfork"
+            environment["UV_USE_IO_URING"] = "0"  # or the event loop could do some of these unseen
+            attach = ["strace", "-f", "-o", f"{trace}-keyservice", "-e", calls, "-p"]
+            pid = str(self.cloud.processes["keyservice"].pid)
+            self.tracer = subprocess.Popen([*attach, pid], stderr=subprocess.PIPE)
+            assert self.tracer.stderr is not None
+            assert b"attached" in self.tracer.stderr.readline()
             command = ["strace", "-D", "-f", "-qq", "-o", str(trace), "-e", calls, *command]
         self.log = (folder / "runtime.log").open("wb")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=environment)
         self.cloud.write_profile(keyservice, self.address)
         self.client = self._client()
         self.client.register()
@@ -93,6 +102,10 @@ class Served:
             self.process.wait()
             self.log.close()
             self.cloud.stop()
+            if self.tracer is not None:
+                self.tracer.wait(30)
+                assert self.tracer.stderr is not None
+                self.tracer.stderr.close()
 
     def __enter__(self) -> Served:
         return self
@@ -206,11 +219,12 @@ WRITES = re.compile(r'open(?:at)?\([^"]*"(?P<path>[^"]+)", (?P<flags>[A-Z_|]+)')
 @pytest.mark.skipif(
     not _strace_works(), reason="strace is not installed, or may not trace here (apt-get install strace)"
 )
-def test_a_runtime_talks_to_nobody_else_and_writes_nothing(tmp_path: Path) -> None:
+def test_keyservice_and_runtime_talk_to_nobody_else_and_write_nothing_else(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with Served(tmp_path / "cloud", trace=trace) as made:
         _ask_both_engines(made)
     _check(trace)
+    _check_keyservice(Path(f"{trace}-keyservice"), tmp_path / "cloud")
 
 
 def _ask_both_engines(made: Served) -> None:
@@ -244,6 +258,14 @@ def _check(trace: Path) -> None:
             assert found["path"].startswith(("/dev/null", "/proc/self", "/memfd")), line
     started = [line for line in lines if " execve(" in line and "= 0" in line]
     assert len(started) == 1, started
+
+
+def _check_keyservice(trace: Path, folder: Path) -> None:
+    """It runs already when it is traced: from then on it opens no socket at all."""
+    lines = trace.read_text(errors="replace").splitlines()
+    assert not [line for line in lines if re.search(r" (socket|connect|bind|listen|execve|v?fork)\(", line)]
+    written = {found["path"] for line in lines if (found := WRITES.search(line)) and "O_RDONLY" not in found["flags"]}
+    assert all(path.startswith(str(folder / "keyservice")) for path in written), written
 
 
 def _ones(metadata: dict[str, Any]) -> dict[str, Any]:
