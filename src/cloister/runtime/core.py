@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -113,6 +114,7 @@ class Runtime:
             log=ports.log,
             deadline_s=options.deadline_s,
             started=self._take_start,
+            hint=self._expect,
         )
         self.streams = Streams(self.sealed, clock, deadline_s=options.deadline_s)
         self.presence = PresenceDesk(
@@ -220,6 +222,12 @@ class Runtime:
     def executor(self) -> Executor:
         """For what waits."""
         return self._cold
+
+    def _expect(self, model: ModelId) -> None:
+        """Keys for this model are on their way: so may its small files be."""
+        if all(place.model != model for place in self.models.resident()):
+            with suppress(RuntimeError):  # shutting down
+                self._cold.submit(self.loader.hint, model)
 
     def _take_start(self) -> Timings | None:
         start, self._start = self._start, None

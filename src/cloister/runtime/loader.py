@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Final
 from cloister.adapters.modelstore.port import ModelStore, Place
 from cloister.adapters.process import trim_heap
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
+from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_GRAPH_BYTES, MAX_MANIFEST
 from cloister.base.secret import SecretBytes
 from cloister.crypto.box import TAG_LENGTH
@@ -43,6 +45,8 @@ from cloister.wire.manifest import manifest_digest as digest_of
 from cloister.wire.provisioning import Release
 
 READERS: Final = 4  # a model: enough to hide a store's latency
+_MAX_DESCRIPTION: Final = 4 * MAX_MANIFEST  # index and sizes, and their padding
+_MAX_HINTS: Final = 16  # models whose small files may lie here unasked
 _BORROWED: Final = 1.1  # memory a model takes while the engine borrows its weights, as a multiple of their size
 _COPIED: Final = 2.5  # and while it makes its own copy of them
 
@@ -145,6 +149,32 @@ class Loader:
         # Variants whose known answer came out right, or wrong, in this process: (manifest digest, variant).
         self._passed: set[tuple[bytes, str]] = set()
         self._failed: set[tuple[bytes, str]] = set()
+        self._lock = threading.Lock()
+        self._ahead: OrderedDict[Place, dict[str, bytes]] = OrderedDict()
+
+    def hint(self, model: ModelId) -> None:
+        """Fetch manifest and description of what the store says is newest, while the keys are on their way.
+
+        Nothing of it is believed: :meth:`plan` checks it against what was released, or fetches what was.
+        """
+        try:
+            place = self._store.latest(model)
+            if place is None or place in self._ahead:
+                return
+            manifest = self._store.read(place, MANIFEST_NAME, limit=MAX_MANIFEST)
+            size = Manifest.parse(manifest).file(DESCRIPTION).stored_size
+            description = self._store.read(place, DESCRIPTION, limit=min(size, _MAX_DESCRIPTION))
+        except CloisterError:
+            return
+        with self._lock:
+            self._ahead[place] = {MANIFEST_NAME: manifest, DESCRIPTION: description}
+            if len(self._ahead) > _MAX_HINTS:
+                self._ahead.popitem(last=False)
+
+    def _read(self, place: Place, name: str, limit: int) -> bytes:
+        with self._lock:
+            data = self._ahead.get(place, {}).pop(name, None)
+        return data if data is not None and len(data) <= limit else self._store.read(place, name, limit=limit)
 
     def read_ahead(self, place: Place) -> None:
         """Read the manifest and the stored chunks of a packing once, into nothing.
@@ -165,15 +195,14 @@ class Loader:
         :raises Unavailable: from the store.
         """
         with timings.stage(Stage.MODEL_FETCH):
-            data = self._store.read(place, MANIFEST_NAME, limit=MAX_MANIFEST)
+            data = self._read(place, MANIFEST_NAME, MAX_MANIFEST)
         if digest_of(data) != release.manifest_digest:
             raise Tampered("manifest-digest", "the model store holds another manifest than the KeyService released")
         manifest = Manifest.parse(data)
         if (manifest.model, manifest.version) != (place.model, release.version):
             raise Tampered("manifest-other-model", "the manifest is of another model or version than was released")
-        limit = 4 * MAX_MANIFEST  # index and sizes, and their padding
         description = Description.decode(
-            self._small(place, manifest, release, DESCRIPTION, limit=limit, timings=timings)
+            self._small(place, manifest, release, DESCRIPTION, limit=_MAX_DESCRIPTION, timings=timings)
         )
         package = Package.parse(description.package)
         if package.engine not in self._engines:
@@ -246,7 +275,7 @@ class Loader:
         if entry.size > limit:
             raise Refused("model-too-large", f"the model's file {name!r} has more than {limit} bytes")
         with timings.stage(Stage.MODEL_FETCH):
-            stored = memoryview(self._store.read(place, name, limit=entry.stored_size))
+            stored = memoryview(self._read(place, name, entry.stored_size))
         if stored.nbytes != entry.stored_size:
             raise Tampered("model-file-length", f"the model's file {name!r} has another length than its owner signed")
         cipher = FileCipher.of(release.model_key, manifest, entry)

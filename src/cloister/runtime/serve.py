@@ -91,9 +91,12 @@ class Sealed:
         log: EventLog,
         deadline_s: float,
         started: Callable[[], Timings | None],
+        hint: Callable[[ModelId], None],
         inline_s: float = INLINE_S,
     ) -> None:
-        """:param started: the stages of the process's start, once, for the first request it delayed."""
+        """:param started: the stages of the process's start, once, for the first request it delayed.
+        :param hint: told which model will be wanted once keys are there.
+        """
         self.rooms = rooms
         self.leases = leases
         self.models = models
@@ -106,6 +109,7 @@ class Sealed:
         self._log = log
         self._deadline_s = deadline_s
         self._started = started
+        self._hint = hint
         self._inline_s = inline_s
         self._mailbox: Mailbox | None = None
 
@@ -177,7 +181,9 @@ class Sealed:
             lease = self.leases.find(request)
             if lease is not None:
                 return lease
-            _took(timings, await asyncio.shield(asyncio.wrap_future(self.leases.obtain(request))))
+            coming = self.leases.obtain(request)
+            self._hint(request.model)
+            _took(timings, await asyncio.shield(asyncio.wrap_future(coming)))
             if (start := self._started()) is not None:
                 _took(timings, start)
         raise Unavailable("runtime-overloaded", "leases end before they can be used", retry_after=1.0)

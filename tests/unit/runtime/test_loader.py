@@ -158,6 +158,29 @@ def test_an_engine_that_is_not_measured_is_refused(bench: Any) -> None:
         made.load()
 
 
+def test_what_a_hint_fetched_is_not_fetched_again_and_not_believed(bench: Any) -> None:
+    made = bench()
+    place, release = made.published.place, release_of(made.published)
+    made.loader.hint(place.model)
+    read = made.store.reads
+    made.loader.hint(place.model)
+    made.loader.plan(place, release, Timings())
+    assert made.store.reads == read
+    made.loader.plan(place, release, Timings())
+    assert made.store.reads > read
+    made.loader._ahead.clear()
+    good = made.store.files[place.path("manifest")]
+    made.store.files[place.path("manifest")] = good[:-1] + bytes([good[-1] ^ 1])
+    made.loader.hint(place.model)
+    made.store.files[place.path("manifest")] = good
+    with pytest.raises(Tampered, match="manifest-digest"):
+        made.loader.plan(place, release, Timings())
+    made.loader.plan(place, release, Timings())
+    made.store.away = True
+    made.loader._ahead.clear()
+    made.loader.hint(place.model)
+
+
 def test_reading_ahead_needs_no_key(bench: Any) -> None:
     made = bench()
     made.loader.read_ahead(made.published.place)
