@@ -87,6 +87,7 @@ MAX_BUNDLE: Final = 64 * KIB  # a policy, keys of witnesses and successors
 MAX_BUNDLE_ENTRIES: Final = 64  # of each of its lists
 COLLATERAL_TIMEOUT_S: Final = 10.0  # for each wait on a vendor's service
 COLLATERAL_DEADLINE_S: Final = 30.0  # for all requests that one platform's collateral takes
+COLLATERAL_QUESTIONS: Final = 4  # to vendors at a time: below the KeyService's 16 threads, which serve everybody else
 COLLATERAL_REFRESH_S: Final = 86_400  # how old cached collateral gets while the service answers; it is valid for weeks
 MAX_COLLATERAL_BUNDLE: Final = 16 * MIB  # an air-gapped fleet of 500 platforms
 MAX_COLLATERAL_ENTRIES: Final = 1024

@@ -148,13 +148,18 @@ def bundle_reader(path: Path | None, settings: Settings, clock: Clock) -> Callab
     if path is None:
         raise InvalidInput("bundle-missing", "the configuration names a bundle_root; say --bundle FILE")
 
+    newest = settings.bundle_version
+
     def read() -> bytes:
+        nonlocal newest
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_BUNDLE + 1)
         except OSError as error:
             raise Unavailable("bundle-unreadable", f"{path} cannot be read: {error.strerror}") from error
-        return open_bundle(data, settings.bundle_root, settings.bundle_version, clock.now()).digest
+        bundle = open_bundle(data, settings.bundle_root, newest, clock.now())
+        newest = bundle.version  # attestation.md 10.2: whoever owns the file does not bring an older one back
+        return bundle.digest
 
     return read
 

@@ -1,7 +1,8 @@
 """A cache before another source: fewer questions, and none while the service is away (spec/attestation.md, 8.2, 8.3).
 
 What is kept is collateral, never a verdict. Everything is checked when it comes and again when it is taken out, so a
-poisoned entry is found and dropped. Numbers that only grow never go back: an expired entry still says what they were.
+poisoned entry is found and dropped. Numbers that only grow never go back: an expired entry still says what they were,
+and the process remembers the highest of each, also while somebody puts older files back into the folder.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -137,6 +139,8 @@ class CachedCollateral:
         self._clock = clock
         self._refresh = refresh
         self._lock = threading.Lock()
+        self._highest: dict[str, int] = {}  # only what vendors signed gets in here: a few names for each model of CPU
+        self._seen: OrderedDict[str, Mapping[str, int]] = OrderedDict()  # by subject, newest last
 
     def collateral(self, evidence: Evidence) -> Collateral:
         """From the cache while it is fresh; else from the source; else from the cache while it is valid.
@@ -158,8 +162,13 @@ class CachedCollateral:
             fresh = self._source.collateral(evidence)
             checked = check_collateral(evidence.tee, fresh, self._anchors, now)
             check_subject(subject, fresh)
-            if kept is not None:
-                _check_forward(kept.numbers, checked)
+            with self._lock:
+                if kept is not None:
+                    _check_forward(kept.numbers.numbers, checked)
+                _check_forward(self._seen.get(subject.key, {}), checked)
+                # on whatever platform it was seen: a list that one has shown hides nothing from another
+                _check_forward({name: self._highest.get(name, -1) for name in checked.numbers}, checked)
+                self._saw(subject, checked)
         except CloisterError:
             if kept is not None and kept.checked is not None:
                 return kept.entry.collateral
@@ -179,13 +188,27 @@ class CachedCollateral:
             self._store.drop(subject.key)  # it was never good: poisoned
             return None
         try:
+            _check_forward(self._seen.get(subject.key, {}), then)
+        except Refused:
+            self._store.drop(subject.key)  # somebody put an older one back
+            return None
+        self._saw(subject, then)
+        try:
             return _Kept(entry, check_collateral(tee, entry.collateral, self._anchors, now), then)
         except CloisterError:
             return _Kept(entry, None, then)
 
+    def _saw(self, subject: Subject, checked: Checked) -> None:
+        for name, number in checked.numbers.items():
+            self._highest[name] = max(number, self._highest.get(name, -1))
+        self._seen[subject.key] = checked.numbers
+        self._seen.move_to_end(subject.key)
+        while len(self._seen) > MAX_COLLATERAL_ENTRIES:
+            self._seen.popitem(last=False)
 
-def _check_forward(before: Checked, after: Checked) -> None:
-    for name, number in before.numbers.items():
+
+def _check_forward(before: Mapping[str, int], after: Checked) -> None:
+    for name, number in before.items():
         if after.numbers.get(name, -1) < number:
             raise Refused(
                 "collateral-rolled-back",

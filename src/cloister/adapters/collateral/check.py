@@ -37,7 +37,8 @@ class Checked:
     """Collateral that is the vendor's and valid.
 
     :param expires_at: Unix seconds, the earliest end of any part.
-    :param numbers: numbers that only grow, by name (clause 8.3).
+    :param numbers: numbers that only grow, by name (clause 8.3). A name says of what the number is, so that what one
+        platform brings counts for every other one under the same list.
     """
 
     expires_at: float
@@ -93,8 +94,12 @@ def _intel(tee: TeeType, collateral: Collateral, anchors: TrustAnchors, now: flo
         raise InvalidInput("collateral-malformed", f"Intel collateral is one file, {FILE!r}")
     parts = parse_collateral(collateral.files[FILE])
     expires = check_parts(tee, parts, anchors, now)
-    numbers = {"tcb-info": parts.tcb_info.evaluation_number, "qe-identity": parts.qe_identity.evaluation_number}
-    for name, der in (("root-crl", parts.root_ca_crl), ("pck-crl", parts.pck_crl)):
+    numbers = {
+        f"tcb-info/{tee.value}/{parts.tcb_info.fmspc.hex()}": parts.tcb_info.evaluation_number,
+        f"qe-identity/{tee.value}": parts.qe_identity.evaluation_number,
+    }
+    ca = paths.pck_ca(paths.read_chain(parts.pck_crl_issuer_chain.encode(), "the PCK CRL's issuer chain")[0])
+    for name, der in (("root-crl", parts.root_ca_crl), (f"pck-crl/{ca}", parts.pck_crl)):
         number = paths.crl_number(pyca.load_der_x509_crl(der))
         if number is not None:
             numbers[name] = number
@@ -117,5 +122,5 @@ def _amd(collateral: Collateral, anchors: TrustAnchors, now: float) -> Checked:
         ends.append(chain.crl.next_update)
         number = paths.crl_number(pyca.load_der_x509_crl(collateral.files[CRL_FILE]))
         if number is not None:
-            numbers["ark-crl"] = number
+            numbers[f"ark-crl/{chain.ark.common_name}"] = number
     return Checked(min(ends), numbers)

@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Final
 
+from cloister.adapters.collateral.bounded import BoundedCollateral
 from cloister.adapters.collateral.bundle import BundleCollateral
 from cloister.adapters.collateral.cached import CachedCollateral, DirectoryStore, MemoryStore
 from cloister.adapters.collateral.directory import FILES, DirectoryCollateral
@@ -86,4 +87,5 @@ def open_collateral(
 
     fetcher = Fetcher()
     intel = IntelPcs(fetcher) if source == VENDORS else IntelPcs(fetcher, base=source)
-    return CachedCollateral(VendorCollateral(intel=intel, amd=AmdKds(fetcher)), store, anchors, clock)
+    vendors = BoundedCollateral(VendorCollateral(intel=intel, amd=AmdKds(fetcher)))
+    return CachedCollateral(vendors, store, anchors, clock)
