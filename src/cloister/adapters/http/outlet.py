@@ -15,13 +15,15 @@ class Outlet:
     """Writes on a transport. After :meth:`send` returns, no buffer is referenced any more.
 
     With a high-water mark of 0, uvloop writes at once, and ``pause_writing`` means that something is left over.
-    On asyncio's own loop a leftover is copied, which is slower and just as right.
+    asyncio's own loop gets one buffer after the other: its ``writelines`` copies everything up to Python 3.11, and from
+    3.12 until 3.13.5 forgets to call ``pause_writing`` for what is left over (CPython issue 136234).
     """
 
-    __slots__ = ("_drained", "_paused", "_seen_at", "_seen_size", "_transport")
+    __slots__ = ("_drained", "_one_by_one", "_paused", "_seen_at", "_seen_size", "_transport")
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
+        self._one_by_one = isinstance(transport, asyncio.WriteTransport)  # uvloop's are no subclass of it
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
         self._seen_at = 0.0
@@ -48,6 +50,9 @@ class Outlet:
             raise ConnectionResetError
         if len(buffers) > 1 and sum(map(len, buffers)) <= _JOIN:
             transport.write(b"".join(buffers))
+        elif self._one_by_one:
+            for buffer in buffers:
+                transport.write(buffer)
         else:
             transport.writelines(buffers)
         return not self._paused
