@@ -14,7 +14,7 @@ from cloister.base.errors import InvalidInput, Refused
 from cloister.base.ids import ModelId
 from cloister.client.explain import failure
 from cloister.testing.local_cloud import LocalCloud
-from cloister.wire.statements import SERVICE_KEY
+from cloister.wire.statements import SERVICE_KEY, DisableIdentity
 
 A = np.array([[1.0, 2.0, 3.0]], np.float32)
 B = np.array([[10.0, 20.0, 30.0]], np.float32)
@@ -145,3 +145,22 @@ def test_the_keyservice_may_restart(cloud: LocalCloud, bob: Client, model: Model
         cloud.keyservice_listen = listen
     assert bob.whoami()["id"] == bob.account.identity.id
     check(bob, model)
+
+
+def test_a_delegate_offers_the_owners_models(alice: Client, bob: Client, model: ModelId, cloud: LocalCloud) -> None:
+    assistant = Client(bob.profile, bob.account.identity, owner=alice.account.identity.id)
+    try:
+        with pytest.raises(Refused, match="not-delegated"):
+            assistant.revoke("sums", bytes(32))
+        alice.delegate(bob.account.identity.id, int(alice.clock.now()) + 600)
+        assistant.grant("sums", bytes(32), cloud.runtime_policy())
+        assert any(item.get("user") == bytes(32) for item in alice.access())
+        assert any(item.get("user") == bytes(32) for item in assistant.access())
+        with pytest.raises(Refused, match="delegate-limits"):
+            assistant.account.say(DisableIdentity(), subject=alice.account.identity.id)
+        alice.delegate(bob.account.identity.id, 0)
+        with pytest.raises(Refused, match="not-delegated"):
+            assistant.revoke("sums", bytes(32))
+        alice.revoke("sums", bytes(32))
+    finally:
+        assistant.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import ModelId
-from cloister.cli.account import add_account_options, open_client, resolve_user
+from cloister.cli.account import add_account_options, add_owner_option, open_client, resolve_user
 from cloister.cli.output import Output, as_json
 from cloister.client.client import Client
 from cloister.client.explain import failure
@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["list", "why", "log"])
     parser.add_argument("model", nargs="?", help="why: OWNER/NAME, or the name of a model you own or consented to")
     parser.add_argument("--user", help="why, as an owner: the user's id, or an identity on this machine")
+    add_owner_option(parser)
     add_account_options(parser)
 
 

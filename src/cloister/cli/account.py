@@ -26,6 +26,11 @@ def add_account_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--as", dest="identity", metavar="NAME", help="which identity speaks (default: the only one)")
 
 
+def add_owner_option(parser: argparse.ArgumentParser) -> None:
+    """``--for``."""
+    parser.add_argument("--for", dest="owner", metavar="OWNER", help="speak for an owner who delegated to you")
+
+
 def home_of(args: argparse.Namespace) -> Path:
     """The client's folder."""
     return args.home or default_home()
@@ -38,7 +43,8 @@ def passphrase() -> str | None:
 
 def open_client(args: argparse.Namespace) -> Client:
     """The client of the identity that speaks."""
-    return Client.open(home_of(args), args.identity, passphrase())
+    owner = resolve_user(args, args.owner) if getattr(args, "owner", None) else None
+    return Client.open(home_of(args), args.identity, passphrase(), owner=owner)
 
 
 def read_policy(path: Path) -> Policy:
@@ -72,14 +78,19 @@ def add_validity_options(parser: argparse.ArgumentParser) -> None:
 def validity_of(args: argparse.Namespace, now: float) -> Validity:
     """:raises InvalidInput: ``time-malformed``, ``validity-empty``."""
     value = Validity(
-        _time(args.not_before, now) if args.not_before else 0, _time(args.not_after, now) if args.not_after else FOREVER
+        parse_time(args.not_before, now) if args.not_before else 0,
+        parse_time(args.not_after, now) if args.not_after else FOREVER,
     )
     if value.not_before >= value.not_after:
         raise InvalidInput("validity-empty", "--until is not after --from")
     return value
 
 
-def _time(text: str, now: float) -> int:
+def parse_time(text: str, now: float) -> int:
+    """Unix seconds from a date, Unix seconds or a duration from now.
+
+    :raises InvalidInput: ``time-malformed``.
+    """
     if match := re.fullmatch(r"(\d{1,6})([dhm])", text):
         return int(now) + int(match[1]) * {"d": 86400, "h": 3600, "m": 60}[match[2]]
     if re.fullmatch(r"\d{9,11}", text):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cloister.cli.account import (
     add_account_options,
+    add_owner_option,
     add_validity_options,
     open_client,
     read_policy,
@@ -26,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", required=True, type=Path, help="which runtimes may have the model's key")
     parser.add_argument("--quota", type=int, default=0, help="requests per lease of 60 s (default: no own limit)")
     add_validity_options(parser)
+    add_owner_option(parser)
     add_account_options(parser)
 
 

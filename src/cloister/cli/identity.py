@@ -13,7 +13,15 @@ import argparse
 from pathlib import Path
 
 from cloister.base.errors import InvalidInput
-from cloister.cli.account import add_account_options, home_of, open_client, passphrase
+from cloister.cli.account import (
+    add_account_options,
+    add_validity_options,
+    home_of,
+    open_client,
+    parse_time,
+    passphrase,
+    resolve_user,
+)
 from cloister.cli.output import Output
 from cloister.client.client import only_identity
 from cloister.client.identity import (
@@ -31,17 +39,20 @@ from cloister.crypto.sign import SigningKey
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("action", choices=["new", "show", "list", "rotate", "disable"])
+    parser.add_argument("action", choices=["new", "show", "list", "rotate", "delegate", "disable"])
     parser.add_argument("name", nargs="?", help="the identity's name on this machine")
     parser.add_argument("--offline", action="store_true", help="new, show: do not talk to the KeyService")
     parser.add_argument("--recovery-key", type=Path, help="rotate, disable: sign with the recovery key in this file")
+    parser.add_argument("--to", metavar="USER", help="delegate: to whom, an id or an identity on this machine")
+    add_validity_options(parser)
     parser.add_argument("--yes", action="store_true", help="disable: do not ask")
     add_account_options(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """One of the actions."""
-    return {"new": _new, "show": _show, "list": _list, "rotate": _rotate, "disable": _disable}[args.action](args, out)
+    actions = {"new": _new, "show": _show, "list": _list, "rotate": _rotate, "delegate": _delegate, "disable": _disable}
+    return actions[args.action](args, out)
 
 
 def _new(args: argparse.Namespace, out: Output) -> int:
@@ -98,6 +109,18 @@ def _rotate(args: argparse.Namespace, out: Output) -> int:
         rotated = replace_key(identity, key, passphrase())
         client.account.keyring.rekeyed(rotated)
     out.result({"name": identity.name, "id": identity.text, "key": key.public_key.hex()})
+    return 0
+
+
+def _delegate(args: argparse.Namespace, out: Output) -> int:
+    args.identity = args.name or args.identity
+    if not args.to or not args.not_after:
+        raise InvalidInput("delegate-missing", "to whom, and until when?", hint="Say --to USER and --until 30d.")
+    with open_client(args) as client:
+        delegate = resolve_user(args, args.to)
+        until = parse_time(args.not_after, client.clock.now())
+        acknowledged = client.delegate(delegate, until)
+    out.result({"to": delegate.hex(), "until": until, "entry": acknowledged["entry"]})
     return 0
 
 

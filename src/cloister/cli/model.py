@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import check_name, parse_id
-from cloister.cli.account import add_account_options, open_client
+from cloister.cli.account import add_account_options, add_owner_option, open_client
 from cloister.cli.output import Output, as_json
 from cloister.cli.progress import progress_bars
 from cloister.client.client import Client
@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plain", action="store_true", help="pack: leave out the variant tuned for this CPU")
     parser.add_argument("--source", type=Path, help="rotate: the model file")
     parser.add_argument("--manifest", help="retire: only this manifest (64 hexadecimal digits)")
+    add_owner_option(parser)
     add_account_options(parser)
 
 

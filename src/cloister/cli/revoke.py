@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from cloister.cli.account import add_account_options, open_client, resolve_user
+from cloister.cli.account import add_account_options, add_owner_option, open_client, resolve_user
 from cloister.cli.output import Output
 
 
@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--from", dest="user", metavar="USER", help="whose grant")
     what.add_argument("--consent", action="store_true", help="your own consent")
+    add_owner_option(parser)
     add_account_options(parser)
 
 

@@ -124,12 +124,12 @@ class Account:
             return False
         return True
 
-    def define_policy(self, policy: Policy) -> bytes:
+    def define_policy(self, policy: Policy, *, subject: bytes | None = None) -> bytes:
         """Make a policy known, unless it is; returns its digest."""
         try:
-            self.ask("policy", {"digest": policy.digest})
+            self.ask("policy", {"digest": policy.digest, "subject": subject or self.identity.id})
         except Refused as error:
             if error.code != "policy-unknown":
                 raise
-            self.say(DefinePolicy(policy.encode()))
+            self.say(DefinePolicy(policy.encode()), subject=subject)
         return policy.digest

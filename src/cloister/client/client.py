@@ -45,6 +45,7 @@ class Client(Ownership, Usage):
     """One identity's way to the KeyService and to the models. Thread-safe; close it, or use it as a context.
 
     :param profile: where the services are. :param identity: who speaks.
+    :param owner: for whom models are offered, when that identity delegated to this one.
     :param collateral: where collateral for the KeyService's evidence comes from; by default, as the profile says.
     """
 
@@ -56,8 +57,10 @@ class Client(Ownership, Usage):
         collateral: CollateralSource | None = None,
         clock: Clock | None = None,
         http: HttpClient | None = None,
+        owner: bytes | None = None,
     ) -> None:
         self.profile = profile
+        self.owner = owner or identity.id
         self.clock: Clock = clock or SystemClock()
         self._http = http or HttpClient(self.clock)
         keyring = Keyring(identity)
@@ -72,14 +75,21 @@ class Client(Ownership, Usage):
         self.keys = SealingKeys(self.account)
 
     @classmethod
-    def open(cls, home: Path | str | None = None, identity: str | None = None, passphrase: str | None = None) -> Client:
+    def open(
+        cls,
+        home: Path | str | None = None,
+        identity: str | None = None,
+        passphrase: str | None = None,
+        *,
+        owner: bytes | None = None,
+    ) -> Client:
         """From the client's folder: by default ``CLOISTER_HOME`` or ``~/.cloister``, and the only identity there.
 
         :raises InvalidInput: ``profile-missing``, ``identity-unknown``, ``identity-ambiguous``.
         """
         folder = Path(home) if home is not None else default_home()
         profile = load_profile(folder)
-        return cls(profile, load_identity(folder, identity or only_identity(folder), passphrase))
+        return cls(profile, load_identity(folder, identity or only_identity(folder), passphrase), owner=owner)
 
     def __enter__(self) -> Client:
         return self

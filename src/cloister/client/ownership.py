@@ -38,6 +38,8 @@ class Ownership:
 
     profile: Profile
     account: Account
+    owner: bytes
+    """For whom it is said: this identity, or one that delegated to it."""
 
     def register(self) -> bool:
         """Make this identity known to the KeyService; ``False`` when it was already."""
@@ -45,7 +47,7 @@ class Ownership:
 
     def own_model(self, name: str) -> ModelId:
         """The id of a model of this owner."""
-        return ModelId(self.account.identity.id, name)
+        return ModelId(self.owner, name)
 
     def pack(
         self, source: Path, folder: Path, *, name: str, version: int, tuned: bool = True, progress: Progress = quiet
@@ -82,7 +84,7 @@ class Ownership:
         self._upload(packing, progress)
         manifest = packing.manifest
         body = PublishModel(manifest.model.name, manifest.version, packing.digest, key_commitment(key))
-        return self.account.say(body, (key,))
+        return self.account.say(body, (key,), subject=self.owner)
 
     def rotate_model_key(self, name: str, source: Path, *, progress: Progress = quiet) -> dict[str, Any]:
         """Encrypt the newest version anew under a fresh key; the old manifest is retired.
@@ -96,11 +98,11 @@ class Ownership:
             self._upload(packing, progress)
             packing, key = self._own_packing(folder)
             body = RotateModelKey(name, newest.version, packing.digest, key_commitment(key))
-            return self.account.say(body, (key,))
+            return self.account.say(body, (key,), subject=self.owner)
 
     def retire(self, name: str, manifest_digest: bytes = b"") -> dict[str, Any]:
         """No release any more of one manifest, or of the whole model."""
-        return self.account.say(RetireModel(name, manifest_digest))
+        return self.account.say(RetireModel(name, manifest_digest), subject=self.owner)
 
     def grant(
         self, name: str, user: bytes, policy: Policy, *, validity: Validity | None = None, quota: int = 0
@@ -109,12 +111,12 @@ class Ownership:
 
         :param quota: requests a lease (60 s) may serve; 0 = no limit of one's own.
         """
-        body = Grant(name, user, self.account.define_policy(policy), validity or Validity(), quota)
-        return self.account.say(body)
+        body = Grant(name, user, self.account.define_policy(policy, subject=self.owner), validity or Validity(), quota)
+        return self.account.say(body, subject=self.owner)
 
     def revoke(self, name: str, user: bytes) -> dict[str, Any]:
         """Take a grant back; running instances stop within the lease."""
-        return self.account.say(RevokeGrant(name, user))
+        return self.account.say(RevokeGrant(name, user), subject=self.owner)
 
     def delegate(self, delegate: bytes, not_after: int) -> dict[str, Any]:
         """Let another identity speak for this one until a time."""
@@ -137,7 +139,7 @@ class Ownership:
 
     def _own_packing(self, folder: Path) -> tuple[Packing, SecretBytes]:
         packing = open_packing(folder, self.account.identity.key.public_key)
-        if packing.manifest.model.owner != self.account.identity.id:
+        if packing.manifest.model.owner != self.owner:
             raise InvalidInput("model-other-owner", f"{folder} was packed by another identity")
         for key in self.account.keyring.model_keys(str(packing.manifest.model)):
             if key.manifest_digest == packing.digest:

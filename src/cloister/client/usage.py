@@ -28,6 +28,7 @@ class Usage:
 
     account: Account
     keys: SealingKeys
+    owner: bytes
 
     def model_id(self, model: str | ModelId) -> ModelId:
         """A model's id from its id, its text, or its name where that is enough.
@@ -129,15 +130,16 @@ class Usage:
 
     def _all(self, kind: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
-        about: dict[str, Any] = {}
+        about: dict[str, Any] = {"subject": self.owner}
         while True:
             page = self.account.ask(kind, about)
             items += page["items"]
             if page["next"] in ("", -1):
                 return items
-            about = {"after": page["next"]}
+            about["after"] = page["next"]
 
     def why(self, model: str | ModelId, user: bytes | None = None) -> dict[str, Any]:
         """Dry run of a release: every check, with whose rule it is, and the last denial to a runtime."""
         target = self.model_id(model)
-        return self.account.ask("why", {"model": str(target), "user": user or self.account.identity.id})
+        about = {"model": str(target), "user": user or self.account.identity.id, "subject": self.owner}
+        return self.account.ask("why", about)
