@@ -21,9 +21,10 @@ from cloister.attest.types import Appraisal, Collateral, CollateralSource, Confi
 from cloister.attest.verify import verify
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
-from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_STATUS
+from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_LEAVES, MAX_STATUS
 from cloister.base.secret import SecretBytes
-from cloister.log.merkle import MAX_PROOF, verify_consistency
+from cloister.log.export import MAX_HEADER_RECORD, ExportHeader
+from cloister.log.merkle import HASH_LENGTH, MAX_PROOF, MerkleTree, verify_consistency
 from cloister.log.receipt import read_proof
 from cloister.log.witness import require_quorum
 from cloister.wire import calls, cbor
@@ -191,6 +192,28 @@ def check_head(seen: LogHead | None, head: LogHead, floor: LogHead | None = None
         raise Tampered("keyservice-forked", f"the KeyService's log has two histories of {head.size} entries", hint=hint)
 
 
+def fetch_log(transport: Transport) -> tuple[ExportHeader, bytes]:
+    """The log's signed head and all its leaves, which make its root; whose log it is, is the caller's to know.
+
+    :raises Tampered: ``log-root``, ``log-head``, ``signature-invalid``. :raises Unavailable: it does not answer.
+    """
+    data = transport.get("/v1/checkpoint", limit=MAX_HEADER_RECORD)
+    header = ExportHeader.read(cbor.decode(data, limit=MAX_HEADER_RECORD, what="the checkpoint"))
+    leaves = bytearray()
+    while (have := len(leaves) // HASH_LENGTH) < header.head.size:
+        count = min(MAX_LEAVES, header.head.size - have)
+        asked = cbor.encode({"first": have, "count": count})
+        reply = transport.post("/v1/leaves", asked, limit=count * HASH_LENGTH + 64)
+        fields = Fields(cbor.decode(reply, limit=count * HASH_LENGTH + 64, what="the leaves"), "the leaves")
+        part = fields.blob("leaves", exactly=count * HASH_LENGTH)
+        fields.done()
+        leaves += part
+    tree = MerkleTree(bytes(leaves[at : at + HASH_LENGTH]) for at in range(0, len(leaves), HASH_LENGTH))
+    if tree.root() != header.head.root:
+        raise Tampered("log-root", "the leaves do not make the root that the log signed")
+    return header, bytes(leaves)
+
+
 class KeyServiceLink:
     """A connection to one KeyService, attested before its first call and again whenever its epoch ends. Thread-safe."""
 
@@ -338,6 +361,19 @@ class KeyServiceLink:
                     raise
                 self.forget()
         raise AssertionError
+
+    def export(self) -> tuple[ExportHeader, bytes]:
+        """The log's signed head, believed and remembered as every head, and all its leaves (clause 13.13).
+
+        :raises Tampered: ``log-root``: the leaves are not those of the head; otherwise as :meth:`saw`.
+        """
+        attested = self.attested()
+        floor = self.newest(attested.description.keyservice)
+        header, leaves = fetch_log(self._transport)
+        if header.keyservice != attested.description.keyservice:
+            raise Tampered("log-head", "the checkpoint is of another KeyService than the one that was attested")
+        self.saw(header.keyservice, header.head, floor=floor)
+        return header, leaves
 
     def exchange(self, path: str, body: bytes, *, limit: int) -> bytes:
         """A plain exchange: challenges and session calls, which are protected by themselves."""

@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "verify": ("cloister.cli.verify", "verify evidence of a TEE and appraise it under a policy"),
     "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),
+    "log": ("cloister.cli.log", "export a KeyService's log, check it offline, see who could read what"),
     "witness": ("cloister.cli.witness", "see that logs of KeyServices only grow, and co-sign their heads"),
     "runtime": ("cloister.cli.runtime", "run a runtime, which answers sealed requests"),
     "gateway": ("cloister.cli.gateway", "take sealed requests to runtimes that it starts and stops as needed"),

@@ -1,6 +1,6 @@
 """Run a whole Cloister on this machine, for a trial: KeyService, gateway, and runtimes started on demand.
 
-  cloister up [--state FOLDER]
+  cloister up [--state FOLDER] [--witnesses N]
 
 It runs in a **simulated TEE, which protects nothing**: insecure-simulation stands in every verdict, log line and
 response. Everything lies in one folder; stop it with Ctrl-C, start it again with the same command.
@@ -29,6 +29,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-mb", type=int, default=2048, help="budget for models in a runtime (%(default)s)")
     parser.add_argument("--instances", type=int, default=2, help="runtimes at most (%(default)s)")
     parser.add_argument(
+        "--witnesses",
+        type=int,
+        metavar="N",
+        help="run N witnesses, so that the KeyService cannot be rolled back (default: as the folder has, else 0)",
+    )
+    parser.add_argument(
         "--keep-alive", type=float, default=60.0, metavar="S", help="stop an idle one after (%(default)s)"
     )
 
@@ -44,6 +50,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         memory_mb=args.memory_mb,
         instances=args.instances,
         keep_alive_s=args.keep_alive,
+        witnesses=args.witnesses,
     )
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -56,6 +63,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 "gateway": profile.gateway,
                 "home": str(cloud.home.resolve()),
                 "policy": str(cloud.policy_file.resolve()),
+                "witnesses": len(cloud.start_witnesses()),
                 "tee": "insecure-simulation",
             },
             "Cloister is up, in an INSECURE SIMULATION of a TEE that protects nothing.\n"

@@ -47,6 +47,7 @@ class KeyServiceServer:
             "/v1/challenge": ("POST", self._challenge),
             "/v1/consistency": ("POST", self._consistency),
             "/v1/leaves": ("POST", self._leaves),
+            "/v1/checkpoint": ("GET", self._checkpoint),
             "/v1/call": ("POST", self._call),
             "/v1/session": ("POST", self._session),
             "/healthz": ("GET", self._health),
@@ -98,6 +99,9 @@ class KeyServiceServer:
 
     async def _consistency(self, request: Request) -> Response:
         return await self._run(self._service.consistency, bytes(await request.body(64)))
+
+    async def _checkpoint(self, _request: Request) -> Response:
+        return Response(200, _MEDIA_TYPE, await self._workers.run(self._service.checkpoint))
 
     async def _leaves(self, request: Request) -> Response:
         return await self._run(self._service.leaves, bytes(await request.body(64)))

@@ -22,10 +22,12 @@ from cloister.keyservice.telemetry import Telemetry
 from cloister.keyservice.unacknowledged import Unacknowledged
 from cloister.keyservice.vault import Vault
 from cloister.log import entry as log
+from cloister.log.export import ExportHeader
 from cloister.log.receipt import Receipt
 from cloister.wire import cbor
 from cloister.wire.calls import ATTEST, QUERY, STATEMENT, Call, open_call, seal_reply, sign_status
 from cloister.wire.cbor import Fields
+from cloister.wire.checkpoint import Checkpoint
 from cloister.wire.provisioning import open_session_call, parse_session_call, seal_session_reply
 from cloister.wire.statements import peek_query, peek_statement, verify_query
 
@@ -104,6 +106,12 @@ class KeyService:
             return cbor.encode({"proof": list(self._ledger.consistency(first, second))})
         except CloisterError as error:
             raise call_refused() from error
+
+    def checkpoint(self) -> bytes:
+        """The head with its co-signatures, and as the log key signs it: an export's first record (13.13)."""
+        head, root = self._ledger.shown_head(), self._root
+        note = Checkpoint(root.id, head.size, head.root).sign(root.log_key)
+        return cbor.encode(ExportHeader(root.id, root.log_key.public_key, head, note).fields())
 
     def leaves(self, data: bytes) -> bytes:
         """``{first, count}`` to ``{leaves}``: salted commitments, which tell nothing but their number (13.3).

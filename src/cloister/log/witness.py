@@ -65,16 +65,8 @@ def require_quorum(
     :raises Tampered: ``cosignature-invalid``: one in a witness's name does not verify.
     :raises Unavailable: ``keyservice-unconfirmed``: fewer than ``threshold``.
     """
-    checkpoint = Checkpoint(keyservice, head.size, head.root)
-    ours = {item.key: item for item in head.cosignatures if item.key in witnesses}
-    for item in ours.values():
-        try:
-            checkpoint.check(item)
-        except Tampered as error:
-            raise Tampered(
-                "cosignature-invalid", f"the co-signature of witness {item.key.hex()[:16]}... does not verify"
-            ) from error
-    fresh = tuple(item for item in ours.values() if now - HEAD_FRESHNESS_S <= item.time <= now + CLOCK_SKEW_S)
+    ours = valid_cosignatures(keyservice, head, witnesses)
+    fresh = tuple(item for item in ours if now - HEAD_FRESHNESS_S <= item.time <= now + CLOCK_SKEW_S)
     if len(fresh) < threshold:
         raise Unavailable(
             "keyservice-unconfirmed",
@@ -84,6 +76,23 @@ def require_quorum(
             hint="Its witnesses are away, or its log was rolled back. If it lasts, ask whoever runs it, and them.",
         )
     return fresh
+
+
+def valid_cosignatures(keyservice: bytes, head: LogHead, witnesses: Collection[bytes]) -> tuple[Cosignature, ...]:
+    """Those of our witnesses on a head, one a key, whatever their time.
+
+    :raises Tampered: ``cosignature-invalid``: one in a witness's name does not verify.
+    """
+    checkpoint = Checkpoint(keyservice, head.size, head.root)
+    ours = {item.key: item for item in head.cosignatures if item.key in witnesses}
+    for item in ours.values():
+        try:
+            checkpoint.check(item)
+        except Tampered as error:
+            raise Tampered(
+                "cosignature-invalid", f"the co-signature of witness {item.key.hex()[:16]}... does not verify"
+            ) from error
+    return tuple(ours.values())
 
 
 def agreed_time(cosignatures: Collection[Cosignature], threshold: int) -> int:

@@ -111,9 +111,10 @@ class EmbeddedKeyService:
 
     def get(self, path: str, *, limit: int) -> bytes:
         """One HTTP GET, as the server routes it."""
-        if path != "/v1/description":
+        routes = {"/v1/description": self.service.description, "/v1/checkpoint": self.service.checkpoint}
+        if path not in routes:
             raise InvalidInput("not-found", "there is nothing here")
-        return self.service.description()[:limit]
+        return routes[path]()[:limit]
 
     def post(self, path: str, body: bytes, *, limit: int) -> bytes:
         """One HTTP POST, as the server routes it."""

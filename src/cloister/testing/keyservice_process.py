@@ -16,7 +16,8 @@ from cloister.base.errors import Unavailable
 from cloister.base.limits import MAX_STATUS
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import initialise, read_settings, simulated_tee
+from cloister.keyservice.app import ROOT_FILE, initialise, read_settings, simulated_tee
+from cloister.keyservice.root import open_root
 from cloister.wire import calls
 from cloister.wire.calls import Description, LogHead, verify_status
 
@@ -26,11 +27,14 @@ class KeyServiceProcess:
     """``cloister keyservice run`` on a state directory of its own.
 
     :param folder: where state, key and configuration are made. ``settings``: lines of TOML.
+    :param state: one that there is already.
     """
 
-    def __init__(self, folder: Path, *, settings: str = "", arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, *, settings: str = "", arguments: tuple[str, ...] = (), state: Path | None = None
+    ) -> None:
         self.clock = SystemClock()
-        self.state = folder / "state"
+        self.state = state or folder / "state"
         self.key_file = folder / "platform.key"
         self.platform = SigningKey.from_seed(SecretBytes(b"p" * 32))
         self.key_file.write_text((b"p" * 32).hex(), encoding="ascii")
@@ -38,7 +42,10 @@ class KeyServiceProcess:
         self.configuration.write_text(settings, encoding="utf-8")
         self.settings = read_settings(self.configuration)
         self.tee = simulated_tee(self.key_file, self.settings, self.clock)
-        self.root = initialise(self.state, self.tee, self.settings, self.clock)
+        if state is None:
+            self.root = initialise(self.state, self.tee, self.settings, self.clock)
+        else:
+            self.root = open_root(self.state / ROOT_FILE, self.tee.sealer)
         self.arguments = arguments
         self.log = folder / "log.jsonl"
         self.address = ""

@@ -4,6 +4,7 @@ What ``cloister up`` and the demonstration run. Everything lies in one folder:
 
     keyservice.toml  keyservice/     configuration and state of the KeyService
     gateway.toml     gateway/        the same of the gateway: records and logs of instances
+    witness-1/ ...                   witnesses of the KeyService's log, where they are wanted
     store/                           encrypted models
     bundle.cbor                      the trust bundle, signed by bundle-root.key
     runtime-policy.toml              accepts exactly the runtimes that this folder starts
@@ -39,6 +40,7 @@ from cloister.client.profile import Profile, save_profile
 from cloister.crypto.sign import SigningKey
 from cloister.runtime.isolation import Isolation
 from cloister.runtime.options import RuntimeOptions
+from cloister.witness.app import initialise, read_identity
 
 YEAR_S: Final = 365 * 86400
 _MAX_AGE_S: Final = 7 * 86400  # of simulated evidence: a KeyService makes its own once an epoch
@@ -52,6 +54,7 @@ class LocalCloud:
 
     :param keyservice_listen: and ``gateway_listen``: ``HOST:PORT``; port 0 takes a free one.
     :param instances: how many runtimes at most. :param keep_alive_s: an idle one is stopped after this.
+    :param witnesses: how many witnesses, of which more than half must co-sign; ``None``: as many as the folder has.
     :param keyservice_settings: further settings of the KeyService, all of them measured.
     :param keyservice_address: what clients and runtimes use instead of the real one (a wiretap).
     """
@@ -65,9 +68,11 @@ class LocalCloud:
     instances: int = 2
     keep_alive_s: float = 60.0
     packer: str = "adaptive"
+    witnesses: int | None = None
     keyservice_address: str = ""
     keyservice_settings: Mapping[str, int] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _ports: dict[str, str] = field(default_factory=dict)
 
     # --- what lies where ---
 
@@ -126,6 +131,7 @@ class LocalCloud:
         self.store.mkdir(exist_ok=True)
         platform, root = self.platform_key.public_key, self.root.public_key
         configuration = self.folder / "keyservice.toml"
+        self._prepare_witnesses(made=configuration.exists())
         if not configuration.exists():
             lines = [
                 "# Everything here is measured: changing it makes another KeyService, which no client believes.",
@@ -133,11 +139,14 @@ class LocalCloud:
                 "bundle_version = 1",
                 f'simulation_keys = ["{platform.hex()}"]',
                 *(f"{name} = {value}" for name, value in self.keyservice_settings.items()),
+                *self._witness_settings(),
             ]
             configuration.write_text("\n".join(lines) + "\n")
         bundle = self.folder / "bundle.cbor"
         if not bundle.exists():
             made = json.loads(self._run("keyservice", "init", *self._keyservice_arguments(), "--json"))
+            for witness in self._witness_folders():
+                self._run("witness", "add", "--state", str(witness), "--log-key", made["log_key"])
             self._write_bundle(bytes.fromhex(made["measurement"]), bytes.fromhex(made["configuration"]))
             (self.folder / "measurement").write_text(made["measurement"] + "\n")
         if (self.folder / "measurement").read_text().strip() != measure_installation().hex():
@@ -159,9 +168,59 @@ class LocalCloud:
             keyservice=_policy("local-keyservice", measurement, configuration, None),
             accept_simulation=True,
             simulation_keys=(self.platform_key.public_key,),
-            accept_rollback_unsafe=True,
+            accept_rollback_unsafe=not self._witness_folders(),
+            witnesses=tuple(self._witness_keys()),
+            witness_threshold=self._witness_threshold,
         )
         (self.folder / "bundle.cbor").write_bytes(bundle.sign(self.root))
+
+    # --- witnesses ---
+
+    def _witness_folders(self) -> list[Path]:
+        return sorted(self.folder.glob("witness-[0-9]*/"))
+
+    def _witness_keys(self) -> list[bytes]:
+        return [read_identity(folder).key.public_key for folder in self._witness_folders()]
+
+    @property
+    def _witness_threshold(self) -> int:
+        count = len(self._witness_folders())
+        return count // 2 + 1 if count else 0
+
+    def _prepare_witnesses(self, *, made: bool) -> None:
+        """:raises Refused: ``state-of-another-kind``: witnesses are measured, and cannot come or go."""
+        there = len(self._witness_folders())
+        if made and self.witnesses not in (None, there):
+            raise Refused(
+                "state-of-another-kind",
+                f"{self.folder} was made with {there} witnesses, which its KeyService's evidence says",
+                hint="Use that number, or another --state folder.",
+            )
+        if not made:
+            for number in range(there, self.witnesses or 0):
+                initialise(self.folder / f"witness-{number + 1}", f"localhost/witness-{number + 1}")
+
+    def _witness_settings(self) -> list[str]:
+        keys = [key.hex() for key in self._witness_keys()]
+        if not keys:
+            return []
+        threshold = self._witness_threshold
+        return [
+            'rollback_protection = "witnesses"',
+            f"witnesses = {json.dumps(keys)}",
+            f"witness_threshold = {threshold}",
+        ]
+
+    def start_witnesses(self) -> list[str]:
+        """Start those that do not run, where they were before; returns the addresses of all."""
+        for folder in self._witness_folders():
+            if folder.name not in self.processes:
+                listen = f"127.0.0.1:{self._ports.get(folder.name, '0')}"
+                arguments = ["witness", "run", "--state", str(folder), "--listen", listen]
+                self._spawn(folder.name, arguments, folder / "address")
+        addresses = {folder.name: self._wait(folder.name, folder / "address") for folder in self._witness_folders()}
+        self._ports = {name: address.rpartition(":")[2] for name, address in addresses.items()}
+        return list(addresses.values())
 
     # --- running ---
 
@@ -179,6 +238,8 @@ class LocalCloud:
         """Returns its address."""
         address = self.folder / "keyservice" / "address"
         arguments = [*self._keyservice_arguments(), "--bundle", str(self.folder / "bundle.cbor")]
+        for witness in self.start_witnesses():
+            arguments += ["--witness", witness]
         self._spawn("keyservice", ["keyservice", "run", *arguments, "--listen", self.keyservice_listen], address)
         return self._wait("keyservice", address)
 
@@ -224,7 +285,7 @@ class LocalCloud:
 
     def stop(self) -> None:
         """Stop everything that was started here, gateway first, which stops its instances."""
-        for name in ("gateway", "keyservice"):
+        for name in ("gateway", "keyservice", *(folder.name for folder in self._witness_folders())):
             self.stop_service(name)
 
     def stop_service(self, name: str, *, kill: bool = False) -> None:

@@ -1,0 +1,109 @@
+"""What a party takes out of the log for itself or an auditor, and how an entry reads (spec/protocol.md, 13.13)."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from cloister.base.errors import InvalidInput, Tampered
+from cloister.base.ids import ModelId
+from cloister.client.client import Client
+from cloister.log.entry import RELEASE, SERVICE_KEY_EPOCH, STATEMENT, Entry, ReleaseRecord, ServiceKeyEpoch, entry_leaf
+from cloister.log.export import ExportHeader, OpenedEntry
+from cloister.log.merkle import HASH_LENGTH, MerkleTree
+from cloister.wire.statements import FOREVER, Body, Validity, peek_statement
+
+
+def export_own(client: Client, *, leaves: bool) -> tuple[ExportHeader, bytes, list[OpenedEntry]]:
+    """All entries that concern the client's identity, under one head that it believes.
+
+    :param leaves: keep all leaves, rather than a proof for each entry.
+    :raises Tampered: an entry that the KeyService shows is not in its log.
+    """
+    events = client.events()  # first: the head that follows holds them all
+    header, hashes = client.account.link.export()
+    tree = MerkleTree(hashes[at : at + HASH_LENGTH] for at in range(0, len(hashes), HASH_LENGTH))
+    opened = []
+    for item in events:
+        index, encoded = item["index"], item["entry"]
+        if index >= tree.size:
+            continue  # not confirmed yet
+        if entry_leaf(encoded) != tree.leaf(index):
+            raise Tampered("log-inclusion", f"the entry shown as {index} is not the one in the log")
+        opened.append(OpenedEntry(index, encoded, () if leaves else tree.inclusion(index)))
+    return header, hashes if leaves else b"", opened
+
+
+def describe(index: int, entry: Entry) -> dict[str, Any]:
+    """An entry for people and programs: ``index, time, kind, what`` and its own fields, bytes in hexadecimal.
+
+    :raises InvalidInput: a malformed body.
+    """
+    row: dict[str, Any] = {"index": index, "time": entry.time, "kind": entry.kind}
+    if entry.kind == STATEMENT:
+        statement = peek_statement(entry.body)
+        kind = _words(type(statement.body).__name__)
+        row |= {"statement": kind, "issuer": statement.issuer.hex(), "subject": statement.subject.hex()}
+        row |= _fields(statement.body)
+        row["what"] = f"{_short(row['issuer'])} {kind}{_told(statement.body)}"
+        return row
+    if entry.kind == RELEASE:
+        release = ReleaseRecord.decode(entry.body)
+        row |= _fields(release)
+        code = ", ".join(f"{name} {value.hex()[:16]}..." for name, value in sorted(release.measurements.items()))
+        row["what"] = (
+            f"keys released: a {release.tee} runtime ({code}) could read requests of {_short(row['user'])} to "
+            f"{release.model.name} v{release.version} for {release.lease_s} s, by the owner's policy "
+            f"{_short(row['owner_policy'])} and the user's {_short(row['user_policy'])}"
+        )
+        return row
+    if entry.kind == SERVICE_KEY_EPOCH:
+        made = ServiceKeyEpoch.decode(entry.body)
+        row |= _fields(made)
+        row["what"] = f"service key {made.epoch} made for {made.model.name}, policy {_short(row['policy_digest'])}"
+        return row
+    row["what"] = "the log began"
+    return row
+
+
+def _told(body: Body) -> str:
+    parts = []
+    for name, value in _fields(body).items():
+        if name == "validity":
+            parts.append(f"until {_until(value)}" if value["not_after"] < FOREVER else "for ever")
+        elif name in ("user", "model", "name", "mode", "policy_digest", "version", "delegate", "manifest_digest"):
+            parts.append(f"{name.removesuffix('_digest')} {_short(value) if len(str(value)) == 64 else value}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _until(validity: dict[str, int]) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(validity["not_after"]))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case bytes():
+            return value.hex()
+        case ModelId():
+            return str(value)
+        case Validity():
+            return {"not_before": value.not_before, "not_after": value.not_after}
+        case dict():
+            return {name: _plain(item) for name, item in value.items()}
+        case None | bool() | int() | str():
+            return value
+        case _:
+            raise InvalidInput("entry-unknown", f"an entry holds a {type(value).__name__}")
+
+
+def _short(text: str) -> str:
+    return f"{text[:12]}..."
+
+
+def _words(name: str) -> str:
+    return "".join("-" + letter.lower() if letter.isupper() else letter for letter in name).lstrip("-")
