@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import configparser
+import importlib
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -72,3 +76,40 @@ def test_the_manifest_is_one_and_lets_the_host_decide_nothing() -> None:
     assert all(
         mount["uri"] in trusted or mount in state for mount in found["fs"]["mounts"] if mount.get("type") != "tmpfs"
     )
+
+
+UNITS = ROOT / "deploy" / "confidential-vm" / "mkosi.extra" / "etc" / "systemd" / "system"
+
+
+def command(text: str) -> list[str]:
+    """The words after ``-m cloister`` of the one command line that has them."""
+    (line,) = [line for line in text.replace("\\\n", " ").splitlines() if "-m cloister " in line]
+    words = shlex.split(line.split("-m cloister ", 1)[1])
+    return [word.lstrip("$").replace("BUNDLE_ROOT", "00" * 32) for word in words]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "deploy" / "nitro" / "start.sh", UNITS / "cloister-runtime.service", UNITS / "cloister-keyservice.service"],
+    ids=lambda path: path.name,
+)
+def test_what_is_deployed_starts_with_options_that_exist(path: Path) -> None:
+    name, *words = command(path.read_text())
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    importlib.import_module(COMMANDS[name][0]).configure(parser)
+    options = parser.parse_args(words)
+    assert options.simulation_key is None, "a deployment never simulates"
+    assert options.bundle is not None
+
+
+def test_a_guest_image_has_no_way_in() -> None:
+    found = configparser.ConfigParser(strict=True, interpolation=None)
+    found.read(ROOT / "deploy" / "confidential-vm" / "mkosi.conf")
+    assert found["Output"]["Format"] == "uki"
+    packages = found["Content"]["Packages"].split()
+    assert not {"openssh-server", "cloud-init", "sudo"} & set(packages)
+    assert not {"rootpassword", "rootshell", "autologin", "ssh"} & set(found["Content"])
+    assert "console=null" in found["Content"]["KernelCommandLine"]
+    for unit in UNITS.glob("*.service"):
+        text = unit.read_text()
+        assert {"ProtectSystem=strict", "NoNewPrivileges=yes", "LimitCORE=0"} <= set(text.splitlines())
