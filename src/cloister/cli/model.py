@@ -13,11 +13,21 @@ import argparse
 from pathlib import Path
 
 from cloister.base.errors import InvalidInput
-from cloister.base.ids import check_name, parse_id
-from cloister.cli.account import add_account_options, add_owner_option, open_client
+from cloister.base.ids import ModelId, check_name, parse_id
+from cloister.cli.account import (
+    add_account_options,
+    add_owner_option,
+    home_of,
+    open_client,
+    passphrase,
+    resolve_user,
+)
 from cloister.cli.output import Output, as_json
 from cloister.cli.progress import progress_bars
-from cloister.client.client import Client
+from cloister.client.client import Client, only_identity
+from cloister.client.identity import load_identity
+from cloister.client.keyring import Keyring
+from cloister.client.ownership import pack_own
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +48,28 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """One of the actions."""
     if args.action != "list" and not args.subject:
         raise InvalidInput("subject-missing", f"model {args.action} needs what to {args.action}")
-    actions = {"pack": _pack, "publish": _publish, "list": _list, "rotate": _rotate, "retire": _retire}
+    if args.action == "pack":
+        return _pack(args, out)
+    actions = {"publish": _publish, "list": _list, "rotate": _rotate, "retire": _retire}
     with open_client(args) as client:
         return actions[args.action](args, out, client)
 
 
-def _pack(args: argparse.Namespace, out: Output, client: Client) -> int:
+def _pack(args: argparse.Namespace, out: Output) -> int:
+    """Needs the identity only, and talks to nobody."""
+    home = home_of(args)
+    identity = load_identity(home, args.identity or only_identity(home), passphrase())
+    owner = resolve_user(args, args.owner) if args.owner else identity.id
     source = Path(args.subject)
-    name = check_name(args.name or source.stem.lower(), what="the model's name")
-    version = args.model_version or client.next_version(name)
-    folder = args.out or Path(f"{name}-v{version}.packed")
+    model = ModelId(owner, check_name(args.name or source.stem.lower(), what="the model's name"))
+    keyring = Keyring(identity)
+    versions = [key.version for key in keyring.model_keys(str(model))]
+    version = args.model_version or max(versions, default=0) + 1
+    folder = args.out or Path(f"{model.name}-v{version}.packed")
     with progress_bars(out) as progress:
-        packing = client.pack(source, folder, name=name, version=version, tuned=not args.plain, progress=progress)
+        packing = pack_own(
+            identity, keyring, source, folder, model=model, version=version, tuned=not args.plain, progress=progress
+        )
     size = packing.manifest.stored_size
     out.result(
         {
@@ -59,7 +79,8 @@ def _pack(args: argparse.Namespace, out: Output, client: Client) -> int:
             "folder": str(folder),
             "bytes": size,
         },
-        f"packed {name} version {version}: {size / 2**20:.1f} MiB in {folder}\n  manifest {packing.digest.hex()}\n"
+        f"packed {model.name} version {version}: {size / 2**20:.1f} MiB in {folder}\n"
+        f"  manifest {packing.digest.hex()}\n"
         f"Publish it with: cloister model publish {folder}",
     )
     return 0

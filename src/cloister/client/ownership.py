@@ -14,7 +14,8 @@ from cloister.base.errors import InvalidInput
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.client.account import Account
-from cloister.client.keyring import ModelKey
+from cloister.client.identity import Identity
+from cloister.client.keyring import Keyring, ModelKey
 from cloister.client.packing import Packing, Progress, check_packing, open_packing, pack_model, quiet
 from cloister.client.profile import Profile
 from cloister.wire.manifest import MANIFEST_NAME
@@ -50,27 +51,30 @@ class Ownership:
         return ModelId(self.owner, name)
 
     def pack(
-        self, source: Path, folder: Path, *, name: str, version: int, tuned: bool = True, progress: Progress = quiet
+        self,
+        source: Path,
+        folder: Path,
+        *,
+        name: str,
+        version: int | None = None,
+        tuned: bool = True,
+        progress: Progress = quiet,
     ) -> Packing:
         """Pack a model file under a fresh key, which is kept before the packing is complete.
 
         :raises InvalidInput: see ``client.packing.pack_model``.
         """
-        key = SecretBytes(secrets.token_bytes(32))
-        identity = self.account.identity
-        model = self.own_model(name)
-        packing = pack_model(
+        account = self.account
+        return pack_own(
+            account.identity,
+            account.keyring,
             source,
             folder,
-            model=model,
+            model=self.own_model(name),
             version=version,
-            key=key,
-            owner=identity.key,
             tuned=tuned,
             progress=progress,
         )
-        self.account.keyring.put_model_key(str(model), ModelKey(packing.digest, version, key))
-        return packing
 
     def publish(self, folder: Path, *, progress: Progress = quiet) -> dict[str, Any]:
         """Put a packing into the store and its key into the KeyService.
@@ -132,11 +136,6 @@ class Ownership:
             raise InvalidInput("model-key-unknown", f"this identity has packed no model {name!r} here")
         return keys[-1]
 
-    def next_version(self, name: str) -> int:
-        """One above the newest that was packed here."""
-        keys = self.account.keyring.model_keys(str(self.own_model(name)))
-        return keys[-1].version + 1 if keys else 1
-
     def _own_packing(self, folder: Path) -> tuple[Packing, SecretBytes]:
         packing = open_packing(folder, self.account.identity.key.public_key)
         if packing.manifest.model.owner != self.owner:
@@ -161,3 +160,29 @@ class Ownership:
             done = min(total, done + (packing.folder / name).stat().st_size)
             progress("upload", done, total)
         store.point(place)
+
+
+def pack_own(
+    identity: Identity,
+    keyring: Keyring,
+    source: Path,
+    folder: Path,
+    *,
+    model: ModelId,
+    version: int | None = None,
+    tuned: bool = True,
+    progress: Progress = quiet,
+) -> Packing:
+    """Pack a model file under a fresh key, which goes into the keyring; talks to nobody.
+
+    :param version: one above the newest that was packed here, when None.
+    """
+    key = SecretBytes(secrets.token_bytes(32))
+    if version is None:
+        keys = keyring.model_keys(str(model))
+        version = keys[-1].version + 1 if keys else 1
+    packing = pack_model(
+        source, folder, model=model, version=version, key=key, owner=identity.key, tuned=tuned, progress=progress
+    )
+    keyring.put_model_key(str(model), ModelKey(packing.digest, version, key))
+    return packing

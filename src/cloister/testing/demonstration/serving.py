@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -43,10 +45,9 @@ class Secrets:
 def offer(stage: Stage, name: str, onnx: bytes, *users: str) -> ModelId:
     """Pack, publish, grant and consent."""
     alice, policy = stage.alice, stage.cloud.runtime_policy()
-    version = alice.next_version(name)
-    source, folder = stage.folder / f"{name}.onnx", stage.folder / f"{name}-v{version}.packed"
+    source, folder = stage.folder / f"{name}.onnx", Path(tempfile.mkdtemp(dir=stage.folder)) / "packed"
     source.write_bytes(onnx)  # alice's own disk, not the cloud's
-    alice.pack(source, folder, name=name, version=version)
+    alice.pack(source, folder, name=name)
     alice.publish(folder)
     source.unlink()
     model = alice.own_model(name)
