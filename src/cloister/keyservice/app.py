@@ -17,7 +17,7 @@ from cloister.adapters.metrics import Registry
 from cloister.adapters.witness import HttpWitness, WitnessPort
 from cloister.attest.bundle import open_bundle
 from cloister.attest.configuration import decode_configuration
-from cloister.attest.types import Attester, Collateral, CollateralSource, Evidence, Sealer, TeeType
+from cloister.attest.types import Attester, CollateralSource, Sealer, TeeType
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.limits import KIB, MAX_BUNDLE
@@ -66,23 +66,6 @@ class Assembled:
     releases: Releases
     telemetry: Telemetry
     root: Root
-
-
-class NoCollateral:
-    """``CollateralSource`` for TEEs whose evidence needs none; others are told what is missing."""
-
-    def collateral(self, evidence: Evidence) -> Collateral:
-        """Nothing.
-
-        :raises Unavailable: ``collateral-unavailable`` for TEEs that need some.
-        """
-        if evidence.tee not in (TeeType.NITRO, TeeType.SIMULATION):
-            raise Unavailable(
-                "collateral-unavailable",
-                f"no collateral is configured, which {evidence.tee.value} evidence needs",
-                hint="Start the KeyService with --collateral DIR.",
-            )
-        return Collateral()
 
 
 def read_settings(path: Path | None) -> Settings:

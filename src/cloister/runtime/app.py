@@ -20,9 +20,9 @@ from cloister.adapters.modelstore.directory import DirectoryStore
 from cloister.adapters.modelstore.port import ModelStore
 from cloister.adapters.modelstore.ranged import HttpStore
 from cloister.attest.bundle import TrustBundle, open_bundle
-from cloister.attest.types import Attester, Collateral, CollateralSource, Evidence, TeeType
+from cloister.attest.types import Attester, CollateralSource
 from cloister.base.clock import Clock
-from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.errors import InvalidInput
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_BUNDLE
 from cloister.base.secret import SecretBytes
@@ -55,23 +55,6 @@ class Listen:
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise InvalidInput("argument", "--listen takes HOST:PORT or unix:/PATH")
         return cls(host.strip("[]"), int(port))
-
-
-class NoCollateral:
-    """``CollateralSource`` for KeyServices whose evidence needs none."""
-
-    def collateral(self, evidence: Evidence) -> Collateral:
-        """Nothing.
-
-        :raises Unavailable: ``collateral-unavailable`` for TEEs that need some.
-        """
-        if evidence.tee not in (TeeType.NITRO, TeeType.SIMULATION):
-            raise Unavailable(
-                "collateral-unavailable",
-                f"evidence of {evidence.tee} cannot be verified without collateral",
-                hint="Start the runtime with --collateral.",
-            )
-        return Collateral()
 
 
 def read_bundle(path: Path, options: RuntimeOptions, clock: Clock) -> TrustBundle:

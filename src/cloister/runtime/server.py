@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Final
 
 from cloister.adapters.http.message import Request, Response
-from cloister.adapters.metrics import CONTENT_TYPE
+from cloister.adapters.http.operator import OperatorPages
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_HEADER, MAX_REQUEST_BODY
@@ -20,10 +19,12 @@ from cloister.wire.presence import NONCE_LENGTH
 MAX_SEALED: Final = sealed_length(MAX_REQUEST_BODY) + MAX_HEADER + SEALED_SECRET + 64
 _SEALED_HEADERS: Final = (("content-type", RESPONSE_MEDIA_TYPE), ("cache-control", "no-store"))
 _BYTES: Final = (("content-type", "application/octet-stream"), ("cache-control", "no-store"))
-_JSON: Final = (("content-type", "application/json"), ("cache-control", "no-store"))
-_TEXT: Final = (("content-type", CONTENT_TYPE),)
 
 Status = Callable[[], dict[str, object]]
+
+
+def _not_ready() -> Unavailable:
+    return Unavailable("runtime-not-ready", "no session with the KeyService yet", retry_after=1.0)
 
 
 class RuntimeApp:
@@ -45,9 +46,7 @@ class RuntimeApp:
         presence: PresenceDesk,
     ) -> None:
         self._sealed = sealed
-        self._status = status
-        self._ready = ready
-        self._metrics = metrics
+        self._pages = OperatorPages(ready=ready, not_ready=_not_ready, status=status, metrics=metrics)
         self._streams = streams
         self._presence = presence
 
@@ -58,21 +57,7 @@ class RuntimeApp:
             return await self._model(request, path[len("/v1/models/") :])
         if path == "/v1/evidence":
             return await self._evidence(request)
-        if request.method not in ("GET", "HEAD"):
-            raise InvalidInput("method-not-allowed", "only sealed requests are posted")
-        match path:
-            case "/healthz":
-                return Response(200, _JSON, b'{"live":true}')
-            case "/readyz":
-                if not self._ready():
-                    raise Unavailable("runtime-not-ready", "no session with the KeyService yet", retry_after=1.0)
-                return Response(200, _JSON, b'{"ready":true}')
-            case "/v1/status":
-                return Response(200, _JSON, json.dumps(self._status(), separators=(",", ":")).encode())
-            case "/metrics":
-                return Response(200, _TEXT, self._metrics())
-            case _:
-                raise InvalidInput("not-found", "there is nothing here")
+        return self._pages.answer(request)
 
     async def _evidence(self, request: Request) -> Response:
         if request.method != "POST":

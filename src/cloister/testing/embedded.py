@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from cloister.adapters.collateral.none import NoCollateral
 from cloister.adapters.logs import EventLog
 from cloister.adapters.witness import WitnessPort
 from cloister.attest.types import CollateralSource
@@ -12,7 +13,7 @@ from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
-from cloister.keyservice.app import NO_BUNDLE, Assembled, NoCollateral, Tee, assemble, begin
+from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin
 from cloister.keyservice.root import root_of
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import Settings

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cloister.adapters.clock import SystemClock
+from cloister.adapters.collateral.none import NoCollateral
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.adapters.tee.simulation import SimulatedAttester
 from cloister.base.clock import Clock
@@ -21,7 +22,6 @@ from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.engines.optimise import pack_onnx
 from cloister.engines.package import INDEX_FILE
-from cloister.runtime.app import NoCollateral
 from cloister.runtime.core import Ports, Runtime
 from cloister.runtime.messages import RuntimeIdentity
 from cloister.runtime.options import RuntimeOptions

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from cloister.adapters.collateral.none import NoCollateral
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.attest.types import TeeType
 from cloister.base.errors import Refused
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import NoCollateral
 from cloister.runtime.keys import RuntimeSession
 from cloister.runtime.stages import Timings
 from cloister.testing.clock import FakeClock

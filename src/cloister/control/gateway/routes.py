@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -11,8 +10,8 @@ from cloister.adapters.http.body import BodyStream
 from cloister.adapters.http.content import Buffer
 from cloister.adapters.http.limits import WINDOW
 from cloister.adapters.http.message import Request, Response
+from cloister.adapters.http.operator import OperatorPages
 from cloister.adapters.http.problem import from_response
-from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_HEADER
@@ -26,11 +25,13 @@ from cloister.control.snapshot import Request as Ask
 from cloister.wire.envelope import REQUEST_MAGIC, SEALED_SECRET, RequestPrefix, plaintext_length
 
 PREFIX: Final = "/v1/models/"
-_JSON: Final = (("content-type", "application/json"), ("cache-control", "no-store"))
-_TEXT: Final = (("content-type", CONTENT_TYPE),)
 _LONGEST_PREFIX: Final = len(REQUEST_MAGIC) + 2 + MAX_HEADER + SEALED_SECRET
 
 Status = Callable[[], dict[str, object]]
+
+
+def _not_ready() -> Unavailable:
+    return Unavailable("gateway-not-ready", "this gateway takes no requests", retry_after=1.0)
 
 
 class GatewayApp:
@@ -55,9 +56,7 @@ class GatewayApp:
         self._catalogue = catalogue
         self._forwarder = forwarder
         self._users = users
-        self._status = status
-        self._metrics = metrics
-        self._ready = ready
+        self._pages = OperatorPages(ready=ready, not_ready=_not_ready, status=status, metrics=metrics)
         self.limits = limits
         self.held = 0  # bytes of bodies in memory
         self._count = 0
@@ -78,21 +77,7 @@ class GatewayApp:
                 raise
             visit.outcome = _outcome(response)
             return response
-        if request.method not in ("GET", "HEAD"):
-            raise InvalidInput("method-not-allowed", "only sealed requests are posted")
-        match path:
-            case "/healthz":
-                return Response(200, _JSON, b'{"live":true}')
-            case "/readyz":
-                if not self._ready():
-                    raise Unavailable("gateway-not-ready", "this gateway takes no requests", retry_after=1.0)
-                return Response(200, _JSON, b'{"ready":true}')
-            case "/v1/status":
-                return Response(200, _JSON, json.dumps(self._status(), separators=(",", ":")).encode())
-            case "/metrics":
-                return Response(200, _TEXT, self._metrics())
-            case _:
-                raise InvalidInput("not-found", "there is nothing here")
+        return self._pages.answer(request)
 
     async def _sealed(self, request: Request, visit: _Visit) -> Response:
         text, _, action = request.path[len(PREFIX) :].rpartition("/")
