@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "log": ("cloister.cli.log", "export a KeyService's log, check it offline, see who could read what"),
     "witness": ("cloister.cli.witness", "see that logs of KeyServices only grow, and co-sign their heads"),
     "runtime": ("cloister.cli.runtime", "run a runtime, which answers sealed requests"),
+    "openwhisk-action": ("cloister.cli.openwhisk_action", "run a runtime as an OpenWhisk Docker action"),
     "gateway": ("cloister.cli.gateway", "take sealed requests to runtimes that it starts and stops as needed"),
     "collateral": ("cloister.cli.collateral", "what verification needs beside evidence, in one file"),
     "simulate": ("cloister.cli.simulate", "replay arrivals on a simulated fleet: latency, cost, service levels"),

@@ -17,6 +17,8 @@ from cloister.base.errors import InvalidInput
 from cloister.cli.output import Output
 
 if TYPE_CHECKING:
+    from cloister.base.clock import Clock
+    from cloister.runtime.core import Runtime
     from cloister.runtime.options import RuntimeOptions
 
 T = TypeVar("T")
@@ -64,19 +66,39 @@ def run(args: argparse.Namespace, out: Output) -> int:
     tune_allocator()
     raise_file_limit()
     from cloister.adapters.clock import SystemClock
-    from cloister.adapters.logs import JsonLog
     from cloister.base.ids import ModelId
-    from cloister.runtime.app import Listen, collateral_for, compose, endorsed, genuine, run_until_told, simulated
+    from cloister.runtime.app import Listen, run_until_told
 
     prewarm = [ModelId.parse(text) for text in args.prewarm]
     listen = Listen.parse(args.listen)
     clock = SystemClock()
+    runtime = compose_from(args, clock)
+    log, identity = runtime.ports.log, runtime.ports.identity
+
+    def announce(address: str) -> None:
+        log.event("started", address=address, measurement=identity.measurement.hex(), isolation=args.isolation)
+        tee = identity.tee.value
+        out.result({"address": address, "tee": tee}, f"The runtime answers on {address} ({tee})")
+
+    cut = run_loop(run_until_told(runtime, listen, announce, prewarm=prewarm, drain_s=args.drain))
+    log.event("stopped", count=cut)
+    return 0
+
+
+def compose_from(args: argparse.Namespace, clock: Clock, service: str = "runtime") -> Runtime:
+    """The runtime that these options describe.
+
+    :raises CloisterError: they are not good enough, or what they name is not.
+    """
+    from cloister.adapters.logs import JsonLog
+    from cloister.runtime.app import collateral_for, compose, endorsed, genuine, simulated
+
+    options = _options(args)
     tee = simulated(args.simulation_key, options, clock) if args.simulation_key else genuine(options)
     collateral = collateral_for(args.collateral, clock)
     if args.collateral:  # a KeyService then needs no source of its own
         tee = endorsed(tee, collateral)
-    log = JsonLog(clock, service="runtime", tee=tee[1].tee.value)
-    runtime = compose(
+    return compose(
         options,
         keyservice=_need(args.keyservice, "--keyservice"),
         bundle=_need(args.bundle, "--bundle"),
@@ -84,18 +106,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         tee=tee,
         collateral=collateral,
         clock=clock,
-        log=log,
+        log=JsonLog(clock, service=service, tee=tee[1].tee.value),
     )
-
-    def announce(address: str) -> None:
-        log.event("started", address=address, measurement=tee[1].measurement.hex(), isolation=args.isolation)
-        out.result(
-            {"address": address, "tee": tee[1].tee.value}, f"The runtime answers on {address} ({tee[1].tee.value})"
-        )
-
-    cut = run_loop(run_until_told(runtime, listen, announce, prewarm=prewarm, drain_s=args.drain))
-    log.event("stopped", count=cut)
-    return 0
 
 
 def _options(args: argparse.Namespace) -> RuntimeOptions:

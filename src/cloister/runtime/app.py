@@ -224,7 +224,7 @@ async def serve(
     connecting = loop.run_in_executor(runtime.executor, partial(runtime.connect, init_s()))
     if prewarm:
         loop.run_in_executor(runtime.executor, runtime.prewarm, prewarm)
-    house = asyncio.ensure_future(_housekeeping(runtime, connecting))
+    house = asyncio.ensure_future(housekeeping(runtime, connecting))
     try:
         await stopping.wait()
     finally:
@@ -235,7 +235,8 @@ async def serve(
     return cut
 
 
-async def _housekeeping(runtime: Runtime, connecting: asyncio.Future[None]) -> None:
+async def housekeeping(runtime: Runtime, connecting: asyncio.Future[None]) -> None:
+    """Once a second, from when the first attestation has been tried, until cancelled."""
     await asyncio.shield(connecting)
     loop = asyncio.get_running_loop()
     while True:

@@ -15,16 +15,20 @@ import hashlib
 import json
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 from cloister.adapters.clock import SystemClock
+from cloister.adapters.http.client import AsyncHttpClient
 from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.message import Request, Response
 from cloister.adapters.http.server import HttpServer
 from cloister.adapters.logs import JsonLog
+from cloister.adapters.payloads import HttpPayloadStore
 from cloister.adapters.process import run
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import MIB
+from cloister.runtime.openwhisk.service import ActionApp
 from cloister.wire.envelope import RESPONSE_MAGIC, RESPONSE_MEDIA_TYPE, RequestPrefix
 
 MAX_BODY = 256 * MIB
@@ -146,6 +150,30 @@ def _json(value: dict[str, object]) -> Response:
     return Response(200, (("content-type", "application/json"),), json.dumps(value).encode())
 
 
+async def serve_action(stand_in: StandIn, path: Path) -> None:
+    """As an OpenWhisk action, ready once it is initialised: with the adapter that the real action has."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    clock, client = SystemClock(), AsyncHttpClient()
+    store: list[HttpPayloadStore] = []
+
+    async def begin(environment: Mapping[str, str]) -> StandIn:
+        if environment.get("CLOISTER_FAIL"):
+            raise Unavailable("runtime-not-ready", environment["CLOISTER_FAIL"])
+        stand_in.delay_s = float(environment.get("CLOISTER_DELAY_MS", "0")) / 1000
+        if payloads := environment.get("CLOISTER_PAYLOADS"):
+            store.append(HttpPayloadStore(client, payloads))
+        return stand_in
+
+    app = ActionApp(begin, clock=clock, log=JsonLog(clock), payloads=lambda: store[0] if store else None)
+    server = HttpServer(app, log=JsonLog(clock), limits=ServerLimits(max_body=MAX_BODY))
+    await server.start(path=path)
+    await stopping.wait()
+    await server.drain(10.0)
+    await client.close()
+
+
 async def serve(stand_in: StandIn, path: Path, *, ready_after_s: float = 0.0) -> None:
     """Until SIGTERM; requests under way are finished."""
     loop = asyncio.get_running_loop()
@@ -170,6 +198,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--answer-bytes", type=int, default=0)
     parser.add_argument("--journal", type=Path)
+    parser.add_argument("--openwhisk", action="store_true", help="as an OpenWhisk action")
     options = parser.parse_args()
     path = Path(options.listen.removeprefix("unix:"))
     stand_in = StandIn(
@@ -180,6 +209,9 @@ def main() -> None:
         answer_bytes=options.answer_bytes,
         journal=options.journal,
     )
+    if options.openwhisk:
+        run(serve_action(stand_in, path))
+        return
     run(serve(stand_in, path, ready_after_s=options.ready_after_s))
 
 

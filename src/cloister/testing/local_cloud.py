@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,6 +283,16 @@ class LocalCloud:
             *("--concurrency", str(options.concurrency)),
             *("--memory-mb", str(options.memory_mb)),
         ]
+
+    def action_environment(self, keyservice: str) -> dict[str, str]:
+        """The init parameters of an OpenWhisk action that runs what :meth:`runtime_command` runs."""
+        words = self.runtime_command(keyservice)[len(COMMAND) + 1 :]
+        pairs = zip(words[::2], words[1::2], strict=True)
+        environment = {"CLOISTER_" + name[2:].replace("-", "_").upper(): value for name, value in pairs}
+        for name in ("CLOISTER_BUNDLE", "CLOISTER_SIMULATION_KEY"):
+            content = Path(environment[name]).read_bytes()
+            environment[name] = "base64:" + b64encode(content).decode("ascii")
+        return environment
 
     def stop(self) -> None:
         """Stop everything that was started here, gateway first, which stops its instances."""
