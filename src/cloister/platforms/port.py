@@ -48,7 +48,14 @@ Event = Ready | Gone
 
 
 class Platform(Protocol):
-    """Port. Drivers: ``local``; fake: ``cloister.testing.platform.FakePlatform``."""
+    """Port. Drivers: ``local``, ``openwhisk``; fake: ``cloister.testing.platform.FakePlatform``."""
+
+    async def open(self) -> None:
+        """Take over what runs. Repeating it is harmless.
+
+        :raises Unavailable: ``platform-unavailable``, ``platform-in-use``. :raises InvalidInput: ``platform-limit``.
+        :raises Refused: ``platform-refused``.
+        """
 
     async def start(self, instance: str, group: str) -> None:
         """Begin to start an instance under this id; :class:`Ready` or :class:`Gone` follows. Repeating it is harmless.
@@ -64,6 +71,9 @@ class Platform(Protocol):
 
     def events(self) -> AsyncIterator[Event]:
         """What happens to instances, from now on. One reader."""
+
+    async def stop_all(self) -> None:
+        """Stop every instance of this deployment, and wait until they are gone."""
 
     async def close(self) -> None:
         """Let go of the platform; instances go on."""

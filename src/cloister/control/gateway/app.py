@@ -33,6 +33,7 @@ from cloister.control.gateway.configuration import GatewayConfiguration, PoolSet
 from cloister.control.gateway.costs import Costs
 from cloister.control.gateway.forward import Forwarder
 from cloister.control.gateway.limits import UserLimits
+from cloister.control.gateway.platforms import make_platform
 from cloister.control.gateway.routes import GatewayApp
 from cloister.control.gateway.status import states, status_page
 from cloister.control.gateway.telemetry import Telemetry
@@ -218,9 +219,7 @@ async def serve(
     """
     configuration = config.read(file)
     settings = configuration.platform
-    platform = LocalPlatform(
-        state, settings.command, start_timeout_s=settings.start_timeout_s, stop_grace_s=settings.stop_grace_s
-    )
+    platform = make_platform(settings, state, log)
     await platform.open()
     gateway = Gateway(configuration, Ports(platform, open_store(configuration.store, clock), clock, log))
     stopping = asyncio.Event()

@@ -12,23 +12,11 @@ from cloister.base.errors import InvalidInput
 from cloister.base.ids import ModelId
 from cloister.base.limits import MIB
 from cloister.control import policies
+from cloister.control.gateway.platforms import PlatformSettings, read_platform
 from cloister.control.gateway.section import Section, malformed
 from cloister.control.snapshot import STAGES, Fleet, Stages
 
 MAX_FILE: Final = MIB
-PLATFORMS: Final = ("local",)
-ON_EXIT: Final = ("stop", "leave")
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformSettings:
-    """``[platform]``: how instances are started."""
-
-    kind: str
-    command: tuple[str, ...]
-    start_timeout_s: float
-    stop_grace_s: float
-    on_exit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +146,7 @@ def parse(data: bytes) -> GatewayConfiguration:
         raise malformed("the file", f"is not TOML: {error}") from error
     top = Section("", table)
     configuration = GatewayConfiguration(
-        platform=_platform(top.section("platform")),
+        platform=read_platform(top.section("platform")),
         store=_store(top.section("store")),
         pool=_pool(top.section("pool")),
         queue=_queue(top.section("queue")),
@@ -169,22 +157,6 @@ def parse(data: bytes) -> GatewayConfiguration:
     )
     top.done()
     return configuration
-
-
-def _platform(at: Section) -> PlatformSettings:
-    kind = at.choice("kind", PLATFORMS, default="local")
-    command = at.texts("command")
-    if not command:
-        raise malformed("platform.command", "is missing: the command line that starts one runtime")
-    settings = PlatformSettings(
-        kind=kind,
-        command=command,
-        start_timeout_s=at.number("start_timeout_s", 60.0, 0.1, 3600),
-        stop_grace_s=at.number("stop_grace_s", 20.0, 0, 3600),
-        on_exit=at.choice("on_exit", ON_EXIT, default="stop"),
-    )
-    at.done()
-    return settings
 
 
 def _store(at: Section) -> str:
@@ -295,9 +267,10 @@ def _stages(at: Section) -> Stages | None:
 def changes(old: GatewayConfiguration, new: GatewayConfiguration) -> Changes:
     """What differs, by what it takes to follow."""
     bounds = {"packer", "cost_weight", "balancer", "scaler", "window_s", "slo_ms", "min_instances", "keyless"}
+    platform = ("kind", "start_timeout_s", "stop_grace_s", "openwhisk", "auth_file")
     restart = [
         f"{section}.{name}"
-        for section, names in (("platform", ("kind", "start_timeout_s", "stop_grace_s")), ("limits", ("connections",)))
+        for section, names in (("platform", platform), ("limits", ("connections",)))
         for name in names
         if getattr(getattr(old, section), name) != getattr(getattr(new, section), name)
     ]

@@ -19,8 +19,8 @@ from cloister.control.gateway.flight import Flight, Leg
 SMALL: Final = 64 * KIB  # an answer up to here is taken whole: one write instead of two, and its slot is free sooner
 # What an instance says when it has not begun a request and another one, or a later moment, may be luckier.
 ELSEWHERE: Final = frozenset({
-    "memory-busy", "room-queue-full", "runtime-draining", "runtime-not-ready", "runtime-overloaded",
-    "too-many-connections",
+    "activation-lost", "instance-missing", "memory-busy", "room-queue-full", "runtime-draining", "runtime-not-ready",
+    "runtime-overloaded", "too-many-connections",
 })  # fmt: skip
 CUT: Final = frozenset({"connect-failed", "no-answer", "answer-truncated"})
 MIN_REST_S: Final = 0.05

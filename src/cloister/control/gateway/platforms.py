@@ -1,0 +1,123 @@
+"""``[platform]`` of the configuration: which driver starts instances, and how it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cloister.adapters.http.origin import parse_origin
+from cloister.adapters.logs import EventLog
+from cloister.base.errors import CloisterError, InvalidInput
+from cloister.base.limits import MIB
+from cloister.control.gateway.section import Section, malformed
+from cloister.platforms.local import LocalPlatform
+from cloister.platforms.openwhisk.settings import NAME, OpenWhiskSettings
+from cloister.platforms.port import Platform
+
+PLATFORMS: Final = ("local", "openwhisk")
+ON_EXIT: Final = ("stop", "leave")
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformSettings:
+    """``[platform]``: how instances are started. ``command`` is for ``local``, ``openwhisk`` for that.
+
+    :param auth_file: where the key of OpenWhisk's namespace is read from when the driver is made.
+    """
+
+    kind: str
+    command: tuple[str, ...]
+    start_timeout_s: float
+    stop_grace_s: float
+    on_exit: str
+    openwhisk: OpenWhiskSettings | None = None
+    auth_file: str = ""
+
+
+def read_platform(at: Section) -> PlatformSettings:
+    """:raises InvalidInput: ``configuration-malformed``."""
+    kind = at.choice("kind", PLATFORMS, default="local")
+    command = at.texts("command")
+    if kind == "local" and not command:
+        raise malformed("platform.command", "is missing: the command line that starts one runtime")
+    start_timeout_s = at.number("start_timeout_s", 60.0, 0.1, 3600)
+    stop_grace_s = at.number("stop_grace_s", 20.0, 0, 3600)
+    on_exit = at.choice("on_exit", ON_EXIT, default="stop")
+    section = at.section("openwhisk")
+    openwhisk, auth_file = None, ""
+    if kind == "openwhisk":
+        openwhisk, auth_file = _openwhisk(section, start_timeout_s, stop_grace_s)
+    section.done()
+    at.done()
+    return PlatformSettings(kind, command, start_timeout_s, stop_grace_s, on_exit, openwhisk, auth_file)
+
+
+def _openwhisk(at: Section, start_timeout_s: float, stop_grace_s: float) -> tuple[OpenWhiskSettings, str]:
+    parameters = at.section("parameters")
+    given = {name: parameters.text(name, default="") for name in parameters.names()}
+    settings = OpenWhiskSettings(
+        api=_needed(at, "api"),
+        auth="",
+        image=_needed(at, "image"),
+        deployment=at.text("deployment", default="cloister"),
+        namespace=at.text("namespace", default="_"),
+        parameters=given,
+        memory_mb=at.integer("memory_mb", 512, 1, 1 << 20),
+        timeout_s=at.number("timeout_s", 60.0, 0.1, 3600),
+        logs_mb=at.integer("logs_mb", 10, 0, 1 << 20),
+        concurrency=at.integer("concurrency", 1, 1, 1024),
+        payloads=at.text("payloads", default=""),
+        carries=int(at.number("carries_mb", 1.0, 0.01, 1024) * MIB),
+        ca=at.text("ca_file", default=""),
+        start_timeout_s=start_timeout_s,
+        stop_grace_s=stop_grace_s,
+        poll_s=at.number("poll_s", 10.0, 0.01, 3600),
+    )
+    try:
+        parse_origin(settings.api)
+    except InvalidInput as error:
+        raise malformed("platform.openwhisk.api", "is no address", hint="Write https://host.") from error
+    for name in ("deployment", "namespace"):
+        if NAME.fullmatch(getattr(settings, name)) is None or len(getattr(settings, name)) > 64:
+            raise malformed(f"platform.openwhisk.{name}", "is no name of at most 64 letters, digits and ._-")
+    return settings, _needed(at, "auth_file")
+
+
+def _needed(at: Section, name: str) -> str:
+    value = at.text(name, default="")
+    if not value:
+        raise malformed(f"platform.openwhisk.{name}", "is missing")
+    return value
+
+
+def make_platform(settings: PlatformSettings, state: Path, log: EventLog) -> Platform:
+    """The driver, not opened yet.
+
+    :param state: of this gateway alone.
+    :raises InvalidInput: ``auth-file-unreadable``, ``tls-certificate``, ``payload-url-malformed``.
+    """
+    if settings.openwhisk is None:
+        return LocalPlatform(
+            state, settings.command, start_timeout_s=settings.start_timeout_s, stop_grace_s=settings.stop_grace_s
+        )
+    from dataclasses import replace
+
+    from cloister.platforms.openwhisk.driver import OpenWhiskPlatform
+
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        auth = Path(settings.auth_file).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise _unreadable(settings.auth_file) from error
+    if auth.count(":") != 1 or not auth.isprintable():
+        raise _unreadable(settings.auth_file)
+    return OpenWhiskPlatform(replace(settings.openwhisk, auth=auth), log)
+
+
+def _unreadable(file: str) -> CloisterError:
+    return InvalidInput(
+        "auth-file-unreadable",
+        f"{file} does not hold an OpenWhisk key",
+        hint="It is one line, uuid:key: the AUTH of ~/.wskprops, or what `wsk property get --auth` prints.",
+    )
