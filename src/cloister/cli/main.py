@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "gateway": ("cloister.cli.gateway", "take sealed requests to runtimes that it starts and stops as needed"),
     "collateral": ("cloister.cli.collateral", "what verification needs beside evidence, in one file"),
     "simulate": ("cloister.cli.simulate", "replay arrivals on a simulated fleet: latency, cost, service levels"),
+    "health": ("cloister.cli.health", "ask a service whether it lives: for health checks"),
     "version": ("cloister.cli.version", "print the version, the engines and the simulated measurement"),
 }
 
@@ -62,7 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     top = _parser()
     args = top.parse_args(words[:1] or ["--help"])
-    module: ModuleType = importlib.import_module(COMMANDS[args.command][0])
+    try:
+        module: ModuleType = importlib.import_module(COMMANDS[args.command][0])
+    except ModuleNotFoundError as error:
+        if error.name != COMMANDS[args.command][0]:
+            raise
+        print(
+            f"error: this installation has no `cloister {args.command}` (an image for services only)", file=sys.stderr
+        )
+        return 2
     parser = argparse.ArgumentParser(
         prog=f"cloister {args.command}",
         description=module.__doc__,
