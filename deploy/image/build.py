@@ -1,0 +1,68 @@
+"""Builds the image with the engine that is there, runs it once, and prints the measurement that policies name.
+
+    python deploy/image/build.py [--tag localhost/cloister:test] [--base IMAGE | --debian-base] [--engine podman]
+
+``--debian-base`` makes the base from Debian's packages (debian_root.py), for machines that reach no registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import assemble
+import debian_root
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build"
+LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
+ENGINES = {"docker": ("docker",), "podman": ("podman", *(("--runtime", "runc") if shutil.which("runc") else ()))}
+
+
+def build(engine: str, tag: str, base: str) -> None:
+    """The image, of the docker format, which knows health checks."""
+    command = [*ENGINES[engine], "build", "--file", str(ROOT / "deploy/Containerfile"), "--tag", tag]
+    if base:
+        command += ["--build-arg", f"BASE_IMAGE={base}"]
+    if engine == "podman":  # chroot: no step runs anything, so nothing needs to be isolated
+        command += ["--format", "docker", "--isolation", "chroot", "--timestamp", str(assemble.epoch())]
+    subprocess.run([*command, str(BUILD / "image")], check=True)
+
+
+def import_root(engine: str, tag: str) -> None:
+    """The root file system as a base."""
+    tar = ["tar", "--sort=name", "--numeric-owner", "--owner=0", "--group=0", "-C", str(BUILD / "root"), "-c", "."]
+    with subprocess.Popen(tar, stdout=subprocess.PIPE) as packing:
+        subprocess.run([*ENGINES[engine], "import", "-", tag], stdin=packing.stdout, check=True)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tag", default="localhost/cloister:test")
+    parser.add_argument("--base", default="")
+    parser.add_argument("--debian-base", action="store_true")
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="podman" if shutil.which("podman") else "docker")
+    args = parser.parse_args()
+    sys.argv = [sys.argv[0], str(BUILD / "image")]
+    assemble.main()
+    if args.debian_base:
+        args.base = "localhost/cloister-base:bookworm"
+        sys.argv = [sys.argv[0], str(BUILD / "root")]
+        debian_root.main()
+        import_root(args.engine, args.base)
+    build(args.engine, args.tag, args.base)
+    run = [*ENGINES[args.engine], "run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", *LIMITS]
+    done = subprocess.run([*run, args.tag, "version", "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    told = json.loads(done.stdout)
+    if told != json.loads((BUILD / "image/opt/cloister/measurement.json").read_text()):
+        sys.exit("build: what the image measures is not what was put into it")
+    print(f"{args.tag}: measurement {told['insecure-simulation-measurement']}")
+
+
+if __name__ == "__main__":
+    main()
