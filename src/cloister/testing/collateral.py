@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloister.adapters.collateral.subject import subject_of
-from cloister.attest.types import Collateral, Evidence
+from cloister.attest.types import Collateral, Evidence, TeeType
 from cloister.base.errors import Unavailable
 
 
@@ -37,3 +37,20 @@ class MemoryCollateral:
         if self.away or subject.key not in self._kept:
             raise Unavailable("collateral-unavailable", f"there is nothing for {subject.key}")
         return self._kept[subject.key]
+
+
+class NoCollateral:
+    """``CollateralSource`` for Nitro and the simulation."""
+
+    def collateral(self, evidence: Evidence) -> Collateral:
+        """Nothing.
+
+        :raises Unavailable: ``collateral-unavailable`` for TEEs that need some.
+        """
+        if evidence.tee not in (TeeType.NITRO, TeeType.SIMULATION):
+            raise Unavailable(
+                "collateral-unavailable",
+                f"no collateral is configured, which {evidence.tee.value} evidence needs",
+                hint="Start the service with --collateral.",
+            )
+        return Collateral()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
-from cloister.adapters.collateral.none import NoCollateral
 from cloister.adapters.logs import EventLog
 from cloister.adapters.witness import WitnessPort
 from cloister.attest.types import CollateralSource
@@ -19,6 +18,7 @@ from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.store import Rows
 from cloister.testing.clock import FakeClock
+from cloister.testing.collateral import NoCollateral
 from cloister.testing.logs import MemoryLog
 from cloister.testing.people import Person
 from cloister.testing.rows import MemoryDisk, MemoryRows

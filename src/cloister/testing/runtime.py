@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from cloister.adapters.clock import SystemClock
-from cloister.adapters.collateral.none import NoCollateral
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.adapters.tee.simulation import SimulatedAttester
 from cloister.base.clock import Clock
@@ -25,6 +24,7 @@ from cloister.engines.package import INDEX_FILE
 from cloister.runtime.core import Ports, Runtime
 from cloister.runtime.messages import RuntimeIdentity
 from cloister.runtime.options import RuntimeOptions
+from cloister.testing.collateral import NoCollateral
 from cloister.testing.keyservice import FakeKeyService
 from cloister.testing.logs import MemoryLog
 from cloister.testing.modelstore import MemoryStore

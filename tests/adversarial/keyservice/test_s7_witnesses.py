@@ -15,7 +15,6 @@ import pytest
 
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.attest.bundle import TrustBundle
-from cloister.attest.types import Collateral, Evidence
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
@@ -25,6 +24,7 @@ from cloister.keyservice.root import root_of
 from cloister.log.receipt import check_statement_receipt
 from cloister.log.witness import require_quorum
 from cloister.testing.clock import FakeClock
+from cloister.testing.collateral import NoCollateral
 from cloister.testing.embedded import EmbeddedKeyService
 from cloister.testing.people import simulation_policy
 from cloister.testing.rows import MemoryDisk
@@ -128,15 +128,10 @@ class World:
         return KeyServiceLink(
             _Bound(transport, bundle),
             bundle=lambda: bundle,
-            collateral=_NoCollateral(),
+            collateral=NoCollateral(),
             clock=self.clock,
             heads=heads or VolatileHeads(),
         )
-
-
-class _NoCollateral:
-    def collateral(self, evidence: Evidence) -> Collateral:
-        return Collateral()
 
 
 class _Bound:

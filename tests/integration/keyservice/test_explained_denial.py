@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from cloister.adapters.collateral.none import NoCollateral
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.attest.types import TeeType
 from cloister.base.errors import Refused
@@ -22,6 +21,7 @@ from cloister.crypto.sign import SigningKey
 from cloister.runtime.keys import RuntimeSession
 from cloister.runtime.stages import Timings
 from cloister.testing.clock import FakeClock
+from cloister.testing.collateral import NoCollateral
 from cloister.testing.embedded import EmbeddedKeyService
 from cloister.testing.people import Person
 from cloister.testing.tee import SimulatedTee

@@ -14,7 +14,7 @@ from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.attest.bundle import TrustBundle
 from cloister.attest.policy import Policy, Rule
-from cloister.attest.types import Collateral, Evidence, TeeType
+from cloister.attest.types import TeeType
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
@@ -22,6 +22,7 @@ from cloister.log.entry import Entry
 from cloister.log.merkle import verify_consistency, verify_inclusion
 from cloister.log.receipt import Receipt, check_statement_receipt
 from cloister.testing.authority import Authority
+from cloister.testing.collateral import NoCollateral
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person
 from cloister.wire import calls, cbor
@@ -177,11 +178,6 @@ def test_a_second_process_and_another_configuration_are_refused(process: KeyServ
     with pytest.raises(Unavailable):
         process.start()
     assert "unseal-failed" in process.log.read_text()
-
-
-class NoCollateral:
-    def collateral(self, evidence: Evidence) -> Collateral:
-        return Collateral()
 
 
 def test_a_caller_attests_it_under_a_trust_bundle(tmp_path: Path) -> None:
