@@ -1,9 +1,11 @@
 """Statements and releases a second, start-up time and proof sizes of one KeyService on SQLite.
 
     python benchmarks/keyservice.py [--threads 1,16] [--count 2000] [--entries 1000,10000]
+                                    [--witnesses 0,3] [--away-ms 0]
 
 In this process, without HTTP: sealed call in, sealed reply out, durable in between. Clients' work (sealing, signing)
-is done before the clock starts, so that it is the KeyService that is measured; 16 threads share fsyncs.
+is done before the clock starts, so that it is the KeyService that is measured; 16 threads share fsyncs. Witnesses are
+processes on this machine, reached over HTTP, as far away as --away-ms says (there and back); more than half must sign.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import tempfile
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cloister.adapters.clock import SystemClock
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.witness import HttpWitness, WitnessPort
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.keyservice.app import begin
@@ -30,7 +34,8 @@ from cloister.keyservice.sqlite_store import SqliteRows
 from cloister.log.entry import STATEMENT
 from cloister.testing.embedded import EmbeddedKeyService
 from cloister.testing.people import Person
-from cloister.wire import calls
+from cloister.testing.witness import WitnessProcess
+from cloister.wire import calls, cbor
 from cloister.wire.calls import Description
 from cloister.wire.provisioning import ReleaseRequest
 from cloister.wire.statements import (
@@ -47,13 +52,34 @@ SEED = b"r" * 32
 KEY = SecretBytes(b"k" * 32)
 
 
-def opened(folder: Path) -> EmbeddedKeyService:
+class Distant:
+    """A witness that is some way off."""
+
+    def __init__(self, port: WitnessPort, away_s: float) -> None:
+        self._port = port
+        self._away = away_s
+
+    def add_checkpoint(self, body: bytes) -> bytes | int:
+        time.sleep(self._away)
+        return self._port.add_checkpoint(body)
+
+
+def opened(folder: Path, witnesses: Sequence[WitnessProcess], away_s: float) -> EmbeddedKeyService:
     clock = SystemClock()
     path = folder / "store.sqlite"
     fake = EmbeddedKeyService(clock=clock)  # its settings name the runtime whose evidence is accepted
     fake.close()
-    begin(SqliteRows(path), root_of(SecretBytes(SEED)), fake.settings, clock).close()
-    return EmbeddedKeyService(clock=clock, rows=SqliteRows(path), seed=SEED, runtime_tee=fake.runtime_tee)
+    root, more = root_of(SecretBytes(SEED)), {}
+    if witnesses:
+        keys = tuple(witness.key.public_key for witness in witnesses)
+        protection = {"rollback_protection": "witnesses", "witness_threshold": len(keys) // 2 + 1}
+        client = HttpClient(clock)
+        ports = [Distant(HttpWitness(client, witness.address), away_s) for witness in witnesses]
+        more = {"witness_keys": keys, "witnesses": ports, **protection}
+        for witness in witnesses:
+            witness.add(root.log_key.public_key)
+    begin(SqliteRows(path), root, fake.settings, clock).close()
+    return EmbeddedKeyService(clock=clock, rows=SqliteRows(path), seed=SEED, runtime_tee=fake.runtime_tee, **more)
 
 
 def timed(jobs: list[list[Callable[[], object]]]) -> tuple[float, float]:
@@ -80,43 +106,57 @@ def timed(jobs: list[list[Callable[[], object]]]) -> tuple[float, float]:
     return len(every) / seconds, statistics.median(every) * 1000
 
 
-def throughput(threads: int, count: int) -> dict[str, float]:
+def throughput(threads: int, count: int, witnesses: int = 0, away_ms: float = 0.0) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        ks = opened(Path(folder))
-        description = Description.decode(ks.service.description())
-        owner = ks.person()
-        policy = ks.runtime_tee.policy()
-        ks.say(owner.statement(DefinePolicy(policy.encode())))
-        ks.say(owner.statement(PublishModel("model", 1, b"1" * 32, key_commitment(KEY))), KEY)
-        model = ModelId(owner.id, "model")
-        share = count // threads
-        people = [ks.person() for _ in range(threads)]
-        statements: list[list[Callable[[], object]]] = []
-        for person in people:
-            ks.say(person.statement(DefinePolicy(policy.encode())))
-            sealed = []
-            for number in range(share):
-                body = Grant("model", number.to_bytes(32, "big"), policy.digest, Validity(), 0)
-                if number == 0:
-                    ks.say(person.statement(PublishModel("model", 1, b"1" * 32, key_commitment(KEY))), KEY)
-                pending = calls.seal_call(description, calls.STATEMENT, person.statement(body))
-                sealed.append(lambda data=pending.data: ks.service.call(data))
-            statements.append(sealed)
-        per_second, latency = timed(statements)
-        releases: list[list[Callable[[], object]]] = []
-        for person in people:
-            ks.say(owner.statement(Grant("model", person.id, policy.digest, Validity(), 0)))
-            body = Consent(model, policy.digest, None, REQUEST_KEY, key_commitment(KEY), Validity())
-            ks.say(person.statement(body), KEY)
-            session = ks.attest()
-            request = ReleaseRequest(person.id, model, REQUEST_KEY, key_commitment(KEY))
-            session.release(request)
-            calls_ = [session.seal(request) for _ in range(share)]
-            releases.append([lambda data=data: ks.service.session(data) for data in calls_])
-        released, release_latency = timed(releases)
-        size = ks.assembled.ledger.head().size
-        inclusion = len(ks.assembled.ledger.entries([0])[0][2])
-        ks.close()
+        processes = [WitnessProcess(Path(folder) / f"w{number}") for number in range(witnesses)]
+        try:
+            for process in processes:
+                process.start()
+            ks = opened(Path(folder), processes, away_ms / 1000)
+            return {"witnesses": witnesses, "away_ms": away_ms, **measured(ks, threads, count)}
+        finally:
+            for process in processes:
+                process.kill()
+
+
+def measured(ks: EmbeddedKeyService, threads: int, count: int) -> dict[str, float]:
+    description = Description.decode(ks.service.description())
+    owner = ks.person()
+    policy = ks.runtime_tee.policy()
+    ks.say(owner.statement(DefinePolicy(policy.encode())))
+    ks.say(owner.statement(PublishModel("model", 1, b"1" * 32, key_commitment(KEY))), KEY)
+    model = ModelId(owner.id, "model")
+    share = count // threads
+    people = [ks.person() for _ in range(threads)]
+    statements: list[list[Callable[[], object]]] = []
+    for person in people:
+        ks.say(person.statement(DefinePolicy(policy.encode())))
+        sealed = []
+        for number in range(share):
+            body = Grant("model", number.to_bytes(32, "big"), policy.digest, Validity(), 0)
+            if number == 0:
+                ks.say(person.statement(PublishModel("model", 1, b"1" * 32, key_commitment(KEY))), KEY)
+            pending = calls.seal_call(description, calls.STATEMENT, person.statement(body))
+            sealed.append(lambda data=pending.data: ks.service.call(data))
+        statements.append(sealed)
+    per_second, latency = timed(statements)
+    releases: list[list[Callable[[], object]]] = []
+    for person in people:
+        ks.say(owner.statement(Grant("model", person.id, policy.digest, Validity(), 0)))
+        body = Consent(model, policy.digest, None, REQUEST_KEY, key_commitment(KEY), Validity())
+        ks.say(person.statement(body), KEY)
+        session = ks.attest()
+        request = ReleaseRequest(person.id, model, REQUEST_KEY, key_commitment(KEY))
+        session.release(request)
+        calls_ = [session.seal(request) for _ in range(share)]
+        releases.append([lambda data=data: ks.service.session(data) for data in calls_])
+    released, release_latency = timed(releases)
+    size = ks.assembled.ledger.head().size
+    inclusion = len(ks.assembled.ledger.entries([0])[0][2])
+    head = ks.assembled.ledger.shown_head()
+    head_bytes = len(cbor.encode(head.fields()))
+    consistency = len(ks.assembled.ledger.consistency(size // 2 + 1, size))
+    ks.close()
     return {
         "threads": threads,
         "statements_per_s": round(per_second),
@@ -125,6 +165,9 @@ def throughput(threads: int, count: int) -> dict[str, float]:
         "release_median_ms": round(release_latency, 2),
         "log_entries": size,
         "inclusion_proof_hashes": inclusion,
+        "consistency_proof_hashes": consistency,
+        "cosignatures": len(head.cosignatures),
+        "head_bytes": head_bytes,
     }
 
 
@@ -185,9 +228,15 @@ def main() -> None:
     parser.add_argument("--threads", default="1,16")
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--entries", default="1000,10000")
+    parser.add_argument("--witnesses", default="0")
+    parser.add_argument("--away-ms", type=float, default=0.0)
     args = parser.parse_args()
     result = {
-        "throughput": [throughput(int(threads), args.count) for threads in args.threads.split(",")],
+        "throughput": [
+            throughput(int(threads), args.count, int(witnesses), args.away_ms)
+            for witnesses in args.witnesses.split(",")
+            for threads in args.threads.split(",")
+        ],
         "startup": [startup(int(entries)) for entries in args.entries.split(",") if entries],
     }
     print(json.dumps(result, indent=2))

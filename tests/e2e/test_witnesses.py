@@ -53,6 +53,13 @@ def test_say_export_verify_and_show(cloud: LocalCloud, tmp_path: Path) -> None:
     for file, earlier in ((own, whole), (whole, own)):
         status, verdict = cloister("log", "verify", str(file), "--earlier", str(earlier), *pinned)
         assert (status, verdict["verdict"]) == (0, "genuine"), verdict
+    status, live = cloister("verify", "--url", address, *pinned)
+    assert status == 0, live
+    assert {"step": "witnesses", "verdict": "PASS"}.items() <= next(
+        step
+        for step in live["steps"]
+        if step["step"] == "witnesses"  # type: ignore[attr-defined]
+    ).items()
     status, shown = cloister("log", "show", str(own), *pinned)
     events = shown["events"]
     assert isinstance(events, list)

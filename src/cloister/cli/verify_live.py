@@ -30,6 +30,7 @@ from cloister.cli.evidence import TEES, anchors_of, from_hex
 from cloister.cli.files import read_file
 from cloister.cli.verdict import Findings, configuration_json, failed, passed
 from cloister.cli.verify import read_policy
+from cloister.log.witness import require_quorum
 from cloister.wire.calls import Description, WireEvidence, verify_status
 from cloister.wire.presence import MAX_PRESENCE, NONCE_LENGTH, Presence
 
@@ -200,6 +201,7 @@ def _after_appraisal(
         steps.extend((("collateral-age", "attestation.md 10.8"), ("bundle-in-use", "protocol.md 5.4")))
         if answered.description is not None:
             steps.extend((("rollback-protection", "attestation.md 10.5"),))
+            steps.extend((("witnesses", "protocol.md 13.12"),) if question.bundle.witnesses else ())
     if answered.description is not None:
         with steps.step("freshness", "the attested key signed our nonce"):
             head = verify_status(answered.status, answered.description, answered.nonce)
@@ -213,6 +215,15 @@ def _after_appraisal(
         if answered.description is not None:
             with steps.step("rollback-protection"):
                 check_rollback_protection(configuration, question.bundle)
+            if question.bundle.witnesses:
+                with steps.step("witnesses", f"{question.bundle.witness_threshold} must have co-signed lately"):
+                    require_quorum(
+                        answered.description.keyservice,
+                        verify_status(answered.status, answered.description, answered.nonce),
+                        witnesses=question.bundle.witnesses,
+                        threshold=question.bundle.witness_threshold,
+                        now=question.clock.now(),
+                    )
 
 
 def ask(url: str, clock: Clock) -> Answered:
