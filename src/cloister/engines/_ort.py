@@ -23,20 +23,32 @@ WORKING_MEMORY: Final = 4096 * MIB
 
 _lock = threading.Lock()
 _arena: list[int] = []  # the cap of this process's arena, once there is one: ONNX Runtime can have only one
+_bound: list[int] = [WORKING_MEMORY]
 
 
-def arena(limit: int = WORKING_MEMORY) -> Any:
+def bound_working_memory(limit: int) -> int:
+    """Say how many bytes the arena may have, before the first model is loaded; imports nothing.
+
+    :returns: what holds: another limit when there is an arena already, for a process has only one.
+    """
+    with _lock:
+        if not _arena:
+            _bound[0] = limit
+        return _arena[0] if _arena else limit
+
+
+def arena() -> Any:
     """:func:`runtime`, with one arena for the working memory of all sessions of this process.
 
-    A graph can ask for any amount of memory by computing a shape; past ``limit`` bytes its request fails instead of the
-    process. A runtime that wants another limit calls this before it loads its first model; later calls change nothing.
-    Weights do not count.
+    A graph can ask for any amount of memory by computing a shape; past the bound (:func:`bound_working_memory`) its
+    request fails instead of the process. Weights do not count.
 
     :raises Unavailable: as :func:`runtime`.
     """
     ort = runtime()
     with _lock:
         if not _arena:
+            limit = _bound[0]
             where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
             bounds = {"max_mem": limit, "arena_extend_strategy": 0}
             default = {"initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from cloister.base.errors import InvalidInput
@@ -72,10 +73,12 @@ class BufferPool:
     """Keeps released buffers, touched and zeroed, for the next model. Safe for many threads.
 
     :param capacity: bytes that the pool may hold while nobody uses them.
+    :param room: bytes that may lie idle while something new is made: what the owner's budget leaves.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, room: Callable[[], int] | None = None) -> None:
         self._capacity = capacity
+        self._room = room
         self._free: list[WeightBuffer] = []
         self._lock = threading.Lock()
 
@@ -93,10 +96,22 @@ class BufferPool:
             best = min(fitting, key=lambda b: b.capacity, default=None)
             if best is not None:
                 self._free.remove(best)
+            surplus = self._surplus()
+        for buffer in surplus:
+            buffer.release()
         if best is None:
             return WeightBuffer(size)
         best.resize(size)
         return best
+
+    def _surplus(self) -> list[WeightBuffer]:
+        """With the lock held: idle buffers that there is no room for."""
+        surplus = []
+        if self._free and self._room is not None:
+            room = max(0, self._room())
+            while sum(b.capacity for b in self._free) > room:
+                surplus.append(self._free.pop(0))
+        return surplus
 
     def give(self, buffer: WeightBuffer) -> None:
         """Take a buffer back that nothing points into any more; it is wiped, and kept if there is room."""

@@ -20,6 +20,7 @@ from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError
 from cloister.base.ids import ModelId
 from cloister.base.limits import MIB
+from cloister.engines import _ort
 from cloister.engines.buffers import BufferPool as WeightBuffers
 from cloister.engines.cpu import Cpu, this_cpu
 from cloister.runtime.isolation import Rooms
@@ -40,6 +41,7 @@ from cloister.runtime.streams import Streams
 _COLD_THREADS: Final = 16  # calls to the KeyService and loads at once; they wait more than they compute
 _READER_THREADS: Final = 8
 _KEEP_IDLE_S: Final = 10  # seconds without a load until the pool of weights is given back
+_LEAST_WORKING_MEMORY: Final = 256 * MIB  # of all requests together; as much as models may take, if that is more
 _IDLE_WEIGHTS: Final = 4  # of the budget, this part may lie idle in the pool: touched, wiped, ready for the next model
 
 
@@ -80,7 +82,8 @@ class Runtime:
             bundle_digest=ports.bundle_digest,
             keyservice=options.keyservice or None,
         )
-        self.weights = WeightBuffers(options.memory_bytes // _IDLE_WEIGHTS)
+        _ort.bound_working_memory(max(options.memory_bytes, _LEAST_WORKING_MEMORY))
+        self.weights = WeightBuffers(options.memory_bytes // _IDLE_WEIGHTS, room=lambda: self.models.free)
         self.plaintexts = HttpBuffers()
         self.loader = Loader(
             ports.store,
@@ -238,9 +241,7 @@ def import_engines(names: tuple[str, ...]) -> None:
     """Import what most models need while there is time; what is missing shows when a model asks for it."""
     if "onnx" not in names:
         return
-    from cloister.engines import _ort
-
     try:
-        _ort.runtime()
+        _ort.arena()
     except CloisterError:
         return

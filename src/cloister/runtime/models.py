@@ -34,10 +34,11 @@ class ModelLoader(Protocol):
 
 
 class _Entry:
-    __slots__ = ("doomed", "fresh_until", "model", "pins")
+    __slots__ = ("doomed", "fresh_until", "held", "model", "pins")
 
-    def __init__(self, model: LoadedModel, now: float) -> None:
+    def __init__(self, model: LoadedModel, held: int, now: float) -> None:
         self.model = model
+        self.held = held
         self.pins = 0
         self.doomed = False
         self.fresh_until = now + FRESH_S
@@ -85,8 +86,13 @@ class ModelCache:
 
     @property
     def used(self) -> int:
-        """Bytes reserved by resident and arriving models."""
+        """Bytes reserved by resident and arriving models; those count with their peak."""
         return self._reserved
+
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that nothing has reserved."""
+        return self.budget - self._reserved
 
     def resident(self) -> list[Place]:
         """What is loaded, least recently used first."""
@@ -169,11 +175,11 @@ class ModelCache:
         timings = Timings()
         try:
             plan = self._loader.plan(place, release, timings)
-            self._reserve(plan.memory)
+            self._reserve(plan.peak)
             try:
                 model = self._loader.load(plan, release, timings)
             except BaseException:
-                self._unreserve(plan.memory)
+                self._unreserve(plan.peak)
                 raise
         except BaseException as error:
             self._loaded(place, None)
@@ -182,15 +188,25 @@ class ModelCache:
                 raise
             return
         self._metrics.loaded(place, sum(plan.manifest.file(name).size for name in plan.variant.files))
-        self._loaded(place, model)
+        entry = _Entry(model, plan.peak, self._clock.monotonic())
+        self._loaded(place, entry)
+        model.when_settled(lambda: self._settled(entry, plan.memory))
         future.set_result(timings)
 
-    def _loaded(self, place: Place, model: LoadedModel | None) -> None:
+    def _loaded(self, place: Place, entry: _Entry | None) -> None:
         with self._changed:
             del self._loading[place]
-            if model is not None:
-                self._entries[place] = _Entry(model, self._clock.monotonic())
+            if entry is not None:
+                self._entries[place] = entry
             self._changed.notify_all()
+
+    def _settled(self, entry: _Entry, size: int) -> None:
+        """A load has given back what only it needed."""
+        with self._changed:
+            if size < entry.held:
+                self._reserved -= entry.held - size
+                entry.held = size
+                self._changed.notify_all()
 
     def _reserve(self, size: int) -> None:
         if size > self.budget:
@@ -239,7 +255,8 @@ class ModelCache:
         finally:
             with self._changed:
                 self._dying.discard(entry)
-                self._reserved -= entry.model.memory
+                self._reserved -= entry.held
+                entry.held = 0
                 self._changed.notify_all()
 
 

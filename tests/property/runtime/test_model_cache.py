@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -34,6 +35,15 @@ class FakeModel:
         self.index = index
         self.memory = SIZES[index]
         self.closed = 0
+        self.call: Callable[[], None] | None = None
+
+    def when_settled(self, call: Callable[[], None]) -> None:
+        self.call = call
+
+    def settle(self) -> None:
+        if self.call is not None:
+            self.call()
+            self.memory = SIZES[self.index] // 2
 
     def close(self) -> None:
         self.closed += 1
@@ -48,7 +58,8 @@ class FakePlan:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.memory = SIZES[index]
+        self.peak = SIZES[index]
+        self.memory = SIZES[index] // 2
         self.manifest = self.variant = self
         self.files = ("weights",)
 
@@ -95,12 +106,12 @@ class Cache(RuleBasedStateMachine):
     def load(self, index: int) -> None:
         held = sum(pin.model.memory for pin in {id(p.model): p for p in self.held}.values())
         self.clock.advance(models.FRESH_S)
-        if SIZES.get(index, 0) <= BUDGET < held + SIZES.get(index, 0) and self.cache.pin(place(index)) is None:
-            return  # would wait for requests to end; tried with threads elsewhere
         already = self.cache.pin(place(index))
         if already is not None:
             already.release()
             return
+        if SIZES.get(index, 0) <= BUDGET < held + SIZES.get(index, 0):
+            return  # would wait for requests to end; tried with threads elsewhere
         error = self.cache.obtain(place(index), None).exception(0)  # type: ignore[arg-type]
         if index == BROKEN:
             assert isinstance(error, Tampered)
@@ -127,6 +138,12 @@ class Cache(RuleBasedStateMachine):
     @rule(index=st.integers(0, BROKEN))
     def discard(self, index: int) -> None:
         self.cache.discard(place(index))
+
+    @rule(number=st.integers(0, 100))
+    def settle(self, number: int) -> None:
+        """A model gives back what only its load needed; also late, or twice."""
+        if self.loader.made:
+            self.loader.made[number % len(self.loader.made)].settle()
 
     @rule()
     def forget(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from cloister.base.errors import CloisterError, Refused, Tampered, Unavailable
+from cloister.base.limits import MIB
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.engines.buffers import BufferPool
@@ -92,6 +94,27 @@ def test_a_loaded_model_answers_and_its_stages_are_timed(bench: Any) -> None:
     again, _ = made.load()
     again.confirmed()
     again.close()
+
+
+def test_weights_that_the_engine_copied_are_given_back_when_they_were_checked(bench: Any) -> None:
+    side = 1024
+    made = bench(model=small.matrix(np.random.default_rng(1).random((side, side), np.float32)))
+    size = 4 * side * side
+    timings, release = Timings(), release_of(made.published)
+    plan = made.loader.plan(made.published.place, release, timings)
+    assert not plan.variant.lent
+    assert plan.peak > 3 * size, "ours, the engine's copy, and the one it reorders"
+    assert plan.memory < 1.2 * size + 2 * MIB
+    model = made.loader.load(plan, release, timings)
+    settled = threading.Event()
+    model.when_settled(settled.set)
+    model.confirmed()
+    assert settled.wait(30), "without anybody asking"
+    assert not model._spare
+    assert made.pool.idle_bytes == 0
+    model.when_settled(settled.clear)
+    assert not settled.is_set()
+    model.close()
 
 
 def test_another_cpu_gets_the_plain_graph(bench: Any) -> None:
