@@ -63,5 +63,16 @@ fuzz: setup
 	UV_PROJECT_ENVIRONMENT=.venv-fuzz $(BIN)/uv sync --frozen --quiet --inexact --group fuzz
 	.venv-fuzz/bin/python -P tests/fuzz/run.py --seconds $(SECONDS)
 
+# The image, on a base made of Debian's packages where IMAGE_BASE names none; and the tests of it on a real engine.
+IMAGE ?= localhost/cloister:test
+image: setup
+	deploy/image/engine.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python deploy/image/build.py --tag $(IMAGE) \
+		$(if $(IMAGE_BASE),--base $(IMAGE_BASE),--debian-base)
+
+test-image: image
+	CLOISTER_TEST_IMAGE=$(IMAGE) CLOISTER_TEST_IMAGE_REQUIRED=1 \
+		$(BIN)/pytest -k image tests/integration/image tests/contract/openwhisk
+
 clean:
 	rm -rf $(VENV) .venv-wheel .venv-fuzz .venv-3.* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -23,6 +23,13 @@ LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
 ENGINES = {"docker": ("docker",), "podman": ("podman", *(("--runtime", "runc") if shutil.which("runc") else ()))}
 
 
+def docker_runs() -> bool:
+    """Whether there is a docker with a daemon behind it."""
+    if shutil.which("docker") is None:
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
 def build(engine: str, tag: str, base: str) -> None:
     """The image, of the docker format, which knows health checks."""
     command = [*ENGINES[engine], "build", "--file", str(ROOT / "deploy/Containerfile"), "--tag", tag]
@@ -46,7 +53,7 @@ def main() -> None:
     parser.add_argument("--tag", default="localhost/cloister:test")
     parser.add_argument("--base", default="")
     parser.add_argument("--debian-base", action="store_true")
-    parser.add_argument("--engine", choices=sorted(ENGINES), default="podman" if shutil.which("podman") else "docker")
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="docker" if docker_runs() else "podman")
     args = parser.parse_args()
     sys.argv = [sys.argv[0], str(BUILD / "image")]
     assemble.main()

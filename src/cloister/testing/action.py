@@ -36,6 +36,13 @@ class Container(Protocol):
     def address(self) -> str:
         """Where ``/init`` and ``/run`` are."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+
+    def kill(self) -> None:
+        """As the platform destroys a container."""
+
     def output(self) -> tuple[str, str]:
         """What it has written to stdout and stderr so far."""
 
@@ -71,6 +78,11 @@ class ActionProcess:
         """See the port."""
         return f"unix:{self.socket}"
 
+    @property
+    def alive(self) -> bool:
+        """See the port."""
+        return self.process.poll() is None
+
     def output(self) -> tuple[str, str]:
         """See the port."""
         return (self._folder / "stdout").read_text("utf-8"), (self._folder / "stderr").read_text("utf-8")
@@ -81,8 +93,9 @@ class ActionProcess:
         return self._wait()
 
     def kill(self) -> None:
-        """As the platform destroys a container."""
-        self.process.kill()
+        """See the port."""
+        if self.alive:
+            self.process.kill()
         self._wait()
 
     def _wait(self) -> int:

@@ -119,7 +119,11 @@ class LocalCloud:
     def runtime_policy(self) -> Policy:
         """Accepts exactly this code with exactly this configuration."""
         options = self.runtime_options()
-        return _policy("local-runtime", measure_installation(), options.measured().digest, (options.isolation.value,))
+        return _policy("local-runtime", self.measurement(), options.measured().digest, (options.isolation.value,))
+
+    def measurement(self) -> bytes:
+        """Of the code that this cloud's services and runtimes run."""
+        return measure_installation()
 
     # --- preparing ---
 
@@ -150,7 +154,7 @@ class LocalCloud:
                 self._run("witness", "add", "--state", str(witness), "--log-key", made["log_key"])
             self._write_bundle(bytes.fromhex(made["measurement"]), bytes.fromhex(made["configuration"]))
             (self.folder / "measurement").write_text(made["measurement"] + "\n")
-        if (self.folder / "measurement").read_text().strip() != measure_installation().hex():
+        if (self.folder / "measurement").read_text().strip() != self.measurement().hex():
             raise Refused(
                 "state-of-another-build",
                 f"{self.folder} was made by another build of Cloister, and its KeyService's secrets are sealed to that",

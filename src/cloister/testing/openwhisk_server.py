@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -22,7 +22,7 @@ from cloister.adapters.http.message import Request, Response
 from cloister.adapters.http.server import HttpServer
 from cloister.base.errors import CloisterError
 from cloister.base.limits import MIB
-from cloister.testing.action import STAND_IN, ActionProcess
+from cloister.testing.action import STAND_IN, ActionProcess, Container
 from cloister.testing.logs import MemoryLog
 from cloister.testing.openwhisk_web import web_answer, web_arguments
 
@@ -58,10 +58,10 @@ class Fault:
 
 
 @dataclass(slots=True)
-class Container:
-    """A child process. ``busy`` counts its activations."""
+class Place:
+    """A container in the pool. ``busy`` counts its activations."""
 
-    process: ActionProcess
+    container: Container
     initialised: asyncio.Future[dict[str, Any] | None]
     busy: int = 0
 
@@ -72,7 +72,7 @@ class StoredAction:
 
     document: dict[str, Any]
     version: int = 1
-    containers: list[Container] = field(default_factory=list)
+    containers: list[Place] = field(default_factory=list)
 
     @property
     def concurrency(self) -> int:
@@ -88,13 +88,22 @@ class StoredAction:
 class FakeOpenWhisk:
     """See the module. ``await open()`` first, ``await close()`` last.
 
-    :param command: of one container; ``--listen`` is appended.
+    :param command: of one container, a child process; ``--listen`` is appended.
+    :param spawn: starts a container instead.
     :ivar rate: invocations that are admitted until the next :meth:`next_minute`.
     :ivar calls: (method, target) of all that was asked.
     """
 
-    def __init__(self, command: Sequence[str] = STAND_IN, *, rate: int = 1_000_000, carries: int = MIB) -> None:
+    def __init__(
+        self,
+        command: Sequence[str] = STAND_IN,
+        *,
+        spawn: Callable[[], Container] | None = None,
+        rate: int = 1_000_000,
+        carries: int = MIB,
+    ) -> None:
         self.command = tuple(command)
+        self._spawn = spawn or (lambda: ActionProcess(self.command))
         self.rate = rate
         self.limits = dict(LIMITS)
         self.carries = carries
@@ -144,7 +153,7 @@ class FakeOpenWhisk:
     def _reap(self, action: StoredAction) -> int:
         containers, action.containers = action.containers, []
         for container in containers:
-            container.process.kill()
+            container.container.kill()
         return len(containers)
 
     async def __call__(self, request: Request) -> Response:
@@ -282,7 +291,8 @@ class FakeOpenWhisk:
         arguments = {**{p["key"]: p["value"] for p in parameters if not p.get("init")}, **arguments}
         container = next((c for c in action.containers if c.busy < action.concurrency), None)
         if container is None:
-            container = Container(ActionProcess(self.command), asyncio.get_running_loop().create_future())
+            loop = asyncio.get_running_loop()
+            container = Place(await loop.run_in_executor(None, self._spawn), loop.create_future())
             action.containers.append(container)
             self.started += 1
         container.busy += 1
@@ -303,16 +313,16 @@ class FakeOpenWhisk:
         finally:
             container.busy -= 1
 
-    async def _initialised(self, container: Container, environment: Mapping[str, str]) -> dict[str, Any] | None:
+    async def _initialised(self, container: Place, environment: Mapping[str, str]) -> dict[str, Any] | None:
         if container.busy > 1 or container.initialised.done():
             return await asyncio.shield(container.initialised)
         value = {"name": "a", "main": "main", "code": "", "binary": False, "env": dict(environment)}
         content = json.dumps({"value": value}).encode()
         failed: dict[str, Any] | None = {"error": "The action did not initialize and exited unexpectedly."}
-        while container.process.process.poll() is None:
+        while container.container.alive:
             try:
                 answer = await self._client.request(
-                    "POST", container.process.address, "/init", content=content, idempotent=False, deadline_s=60.0
+                    "POST", container.container.address, "/init", content=content, idempotent=False, deadline_s=60.0
                 )
             except CloisterError as error:
                 if error.code != "connect-failed":
@@ -325,12 +335,12 @@ class FakeOpenWhisk:
         return failed
 
     async def _ran(
-        self, action: StoredAction, container: Container, body: object, timeout_s: float
+        self, action: StoredAction, container: Place, body: object, timeout_s: float
     ) -> tuple[str, dict[str, Any]]:
         try:
             answer = await self._client.request(
                 "POST",
-                container.process.address,
+                container.container.address,
                 "/run",
                 content=json.dumps(body).encode(),
                 idempotent=False,
@@ -357,10 +367,10 @@ class FakeOpenWhisk:
         return "success", result
 
     @staticmethod
-    def _destroy(action: StoredAction, container: Container) -> None:
+    def _destroy(action: StoredAction, container: Place) -> None:
         if container in action.containers:
             action.containers.remove(container)
-            container.process.kill()
+            container.container.kill()
 
     # --- web actions ---
 

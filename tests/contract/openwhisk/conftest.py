@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from cloister.testing.action import ACTION, STAND_IN, ActionProcess, Invoker
+from cloister.testing.action import ACTION, STAND_IN, ActionProcess, Container, Invoker
+from cloister.testing.container_cloud import ContainerCloud
+from cloister.testing.containers import Engine
 from cloister.testing.local_cloud import LocalCloud
 
 Start = Callable[[], tuple[Invoker, dict[str, str]]]
@@ -23,7 +26,23 @@ def action_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loc
         cloud.stop()
 
 
-@pytest.fixture(params=["stand-in", "runtime"])
+IMAGE = os.environ.get("CLOISTER_TEST_IMAGE", "")  # set by `make test-image`
+
+
+@pytest.fixture(scope="session")
+def image_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerCloud]:
+    """A KeyService in a container, for actions in containers."""
+    cloud = ContainerCloud(tmp_path_factory.mktemp("images") / "state", Engine.find(IMAGE), IMAGE)
+    try:
+        cloud.prepare()
+        cloud.start_keyservice()
+        yield cloud
+    finally:
+        cloud.stop()
+        cloud.remove_network()
+
+
+@pytest.fixture(params=["stand-in", "runtime", *(["image"] if IMAGE else [])])
 def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts containers that listen; with the init parameters that each needs."""
     started: list[Invoker] = []
@@ -33,8 +52,15 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
         if request.param == "runtime":
             cloud, keyservice = request.getfixturevalue("action_cloud")
             environment = cloud.action_environment(keyservice)
-        process = ActionProcess(STAND_IN if request.param == "stand-in" else ACTION)
-        invoker = Invoker(process)
+        container: Container
+        if request.param == "image":
+            images: ContainerCloud = request.getfixturevalue("image_cloud")
+            assert images.keyservice is not None
+            environment = images.action_environment(images.keyservice.address)
+            container = images.start_action()
+        else:
+            container = ActionProcess(STAND_IN if request.param == "stand-in" else ACTION)
+        invoker = Invoker(container)
         started.append(invoker)
         invoker.wait()
         return invoker, environment
@@ -42,7 +68,4 @@ def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     yield begin
     for invoker in started:
         invoker.close()
-        process = invoker.container
-        assert isinstance(process, ActionProcess)
-        if process.process.poll() is None:
-            process.kill()
+        invoker.container.kill()
