@@ -1,10 +1,10 @@
 """The driver against a real OpenWhisk: set CLOISTER_OPENWHISK to its API's address, and
 
-    CLOISTER_OPENWHISK_AUTH        a file with uuid:key of a namespace
-    CLOISTER_OPENWHISK_IMAGE       the image, pushed where the platform's invokers pull from
-    CLOISTER_OPENWHISK_PARAMETERS  a JSON file with the actions' init parameters; without it the platform, the driver and
-                                   the action are tried up to where a runtime would need them
-    CLOISTER_OPENWHISK_CA          a file with the API's certificate, where no public authority has certified it
+CLOISTER_OPENWHISK_AUTH        a file with uuid:key of a namespace
+CLOISTER_OPENWHISK_IMAGE       the image, pushed where the platform's invokers pull from
+CLOISTER_OPENWHISK_PARAMETERS  a JSON file with the actions' init parameters; without it everything is
+                               tried up to where a runtime would need them
+CLOISTER_OPENWHISK_CA          a file with the API's certificate, where no public authority has certified it
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def settings(parameters: dict[str, str]) -> OpenWhiskSettings:
 @pytest.mark.skipif(not API, reason="CLOISTER_OPENWHISK names no OpenWhisk")
 @pytest.mark.timeout(900)
 def test_an_action_lives_through_the_driver() -> None:
+    parameters = json.loads(Path(PARAMETERS).read_text()) if PARAMETERS else {}
+
     async def body() -> None:
-        parameters = json.loads(Path(PARAMETERS).read_text()) if PARAMETERS else {}
         platform = OpenWhiskPlatform(settings(parameters), MemoryLog())
         client = AsyncHttpClient()
         try:
