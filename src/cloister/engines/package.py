@@ -13,7 +13,7 @@ Nothing here encrypts: the index and the files are what the model format encrypt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -124,7 +124,7 @@ class Package:
         )
         session = registry.engine(self.engine).load(parts, threads=threads)
         try:
-            if (tuple(session.inputs), tuple(session.outputs)) != (self.inputs, self.outputs):
+            if tuple(session.inputs) != self.inputs or not _same_but_known(session.outputs, self.outputs):
                 raise InvalidInput("model-malformed", "the model's index and its graph disagree on inputs or outputs")
             if verify:
                 self.confirm(session)
@@ -140,6 +140,15 @@ class Package:
         """
         if self.known is not None:
             confirm(session, self.known)
+
+
+def _same_but_known(found: Sequence[TensorSpec], said: Sequence[TensorSpec]) -> bool:
+    """Whether a graph's outputs are the index's; the optimiser may have worked out a size that was free."""
+    return len(found) == len(said) and all(
+        (f.name, f.datatype, len(f.shape)) == (s.name, s.datatype, len(s.shape))
+        and all(size == free or free < 0 for size, free in zip(f.shape, s.shape, strict=True))
+        for f, s in zip(found, said, strict=True)
+    )
 
 
 def open_package(

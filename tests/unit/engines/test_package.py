@@ -14,7 +14,7 @@ from cloister.engines.cpu import Cpu, this_cpu
 from cloister.engines.onnx import OnnxEngine
 from cloister.engines.optimise import PackedModel, pack_onnx
 from cloister.engines.package import INDEX_FILE, Package, open_package
-from cloister.engines.port import ModelParts
+from cloister.engines.port import ModelParts, TensorSpec
 from cloister.testing.models import small
 
 
@@ -186,3 +186,28 @@ def test_a_model_that_fuses_into_refused_operators_is_packed_plain():
     x = np.random.default_rng(0).random((4, 8), np.float32)
     assert np.allclose(session.run({"x": x})["y"], x @ (weights * np.float32(0.1)), atol=0.05)
     session.close()
+
+
+def test_a_size_that_the_optimiser_works_out_is_no_disagreement():
+    """A free output size may follow from constants: the optimised graph states it, the index what the owner said."""
+    from onnx import helper, numpy_helper
+
+    constants = [
+        numpy_helper.from_array(np.array([1, 64], np.int64), "n"),
+        numpy_helper.from_array(np.zeros((1, 2), np.int64), "i"),
+        numpy_helper.from_array(np.ones(1, np.float32), "u"),
+    ]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["n"], ["empty"]),
+        helper.make_node("ScatterND", ["empty", "i", "u"], ["holes"]),
+        helper.make_node("Add", ["holes", "x"], ["y"]),
+    ]
+    inputs, outputs = [TensorSpec("x", "FP32", (1, 64))], [TensorSpec("y", "FP32", (-1, -1))]
+    packed = pack_onnx(bytes(small.model_of(nodes, inputs, outputs, constants).SerializeToString()))
+    for variant in packed.package.variants:
+        session = packed.package.load(variant, buffers(packed))
+        assert session.run({"x": np.zeros((1, 64), np.float32)})["y"].sum() == 1
+        session.close()
+    other = replace(packed.package, outputs=(TensorSpec("y", "FP32", (2, -1)),))
+    with pytest.raises(InvalidInput, match="model-malformed"):
+        other.load(packed.package.variants[0], buffers(packed))
