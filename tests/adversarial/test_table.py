@@ -46,7 +46,7 @@ def table() -> str:
         "<!-- written by tests/adversarial/test_table.py -->",
         "",
         "The claims stand in [spec/threat-model.md](../../spec/threat-model.md). In every test the cloud attacks.",
-        "Files marked *processes* attack real ones (`cloister keyservice`, `gateway`, `runtime`), and hold their network,",
+        "Those marked *processes* attack real ones (`keyservice`, `gateway`, `runtime`) and hold their networks,",
         "stores, disks, clocks and signals; the others attack a service in the test's own process, which reaches more",
         "states in less time.",
         "",
