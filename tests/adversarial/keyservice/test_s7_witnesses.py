@@ -23,6 +23,8 @@ from cloister.crypto.sign import SigningKey
 from cloister.keyservice.root import root_of
 from cloister.log.receipt import check_statement_receipt
 from cloister.log.witness import require_quorum
+from cloister.runtime.keys import RuntimeSession
+from cloister.runtime.stages import Timings
 from cloister.testing.clock import FakeClock
 from cloister.testing.collateral import NoCollateral
 from cloister.testing.embedded import EmbeddedKeyService
@@ -373,6 +375,23 @@ def test_s7_a_larger_head_of_another_history_is_a_fork_also_when_witnesses_lie(w
     with pytest.raises(Tampered) as caught:
         world.link(fork, heads).attested()
     assert caught.value.code == "keyservice-forked"
+
+
+def test_s7_a_runtime_takes_no_keys_under_a_head_that_its_witnesses_did_not_sign(world: World) -> None:
+    """The KeyService has witnesses, of somebody else's choice; the bundle that the runtime pins names others."""
+
+    def session(**changes: Any) -> RuntimeSession:
+        link = world.link(world.ks, **changes)
+        tee = world.platform
+        digest = link._bundle().digest
+        return RuntimeSession(link, tee.attester(), tee.configuration, clock=world.clock, bundle_digest=digest)
+
+    assert session().release(world.request, Timings()).key == REQUEST
+    others = local_witnesses(world.folder / "others", world.clock, LOG_KEY, 2)
+    mixed = (world.witnesses[0].key, *(witness.key for witness in others))
+    with pytest.raises(Unavailable) as caught:
+        session(witnesses=mixed).release(world.request, Timings())
+    assert caught.value.code == "keyservice-unconfirmed"
 
 
 def test_s7_a_bundle_with_witnesses_refuses_a_keyservice_without(world: World) -> None:

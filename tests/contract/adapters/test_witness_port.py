@@ -1,0 +1,73 @@
+"""``WitnessPort``: a witness in the process and one over HTTP answer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloister.adapters.clock import SystemClock
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.witness import HttpWitness, WitnessPort
+from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
+from cloister.crypto.sign import SigningKey
+from cloister.log.merkle import MerkleTree, leaf_hash
+from cloister.testing.witness import LocalWitness, WitnessProcess
+from cloister.wire.calls import keyservice_id
+from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, parse_cosignatures
+
+LOG = SigningKey.generate()
+KS = keyservice_id(LOG.public_key)
+TREE = MerkleTree(leaf_hash(b"%d" % n) for n in range(9))
+OTHER = MerkleTree(leaf_hash(b"%d" % (n * (n < 3))) for n in range(9))
+
+
+@pytest.fixture(params=["in-process", "http"])
+def witness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[WitnessPort, bytes]]:
+    clock = SystemClock()
+    if request.param == "in-process":
+        local = LocalWitness(tmp_path / "w", clock)
+        local.store.add(LOG.public_key)
+        yield local, local.key
+        return
+    process, client = WitnessProcess(tmp_path / "w"), HttpClient(clock)
+    process.add(LOG.public_key)
+    process.start()
+    yield HttpWitness(client, process.address), process.key.public_key
+    client.close()
+    process.kill()
+
+
+def body(tree: MerkleTree, old: int, new: int, key: SigningKey = LOG, ks: bytes = KS) -> bytes:
+    return AddCheckpoint(old, tree.consistency(old, new), Checkpoint(ks, new, tree.root(new)).sign(key)).encode()
+
+
+def test_the_port(witness: tuple[WitnessPort, bytes]) -> None:
+    port, key = witness
+    for old, new in ((0, 4), (4, 4), (4, 7)):
+        answer = port.add_checkpoint(body(TREE, old, new))
+        assert isinstance(answer, bytes)
+        (found,) = parse_cosignatures(answer, Checkpoint(KS, new, TREE.root(new)), [key])
+        assert found.key == key
+    assert port.add_checkpoint(body(TREE, 4, 9)) == 7
+    assert port.add_checkpoint(body(OTHER, 7, 7)) == 7
+    refusals: list[tuple[bytes, type[CloisterError]]] = [
+        (body(OTHER, 7, 9), Tampered),
+        (body(TREE, 7, 9, SigningKey.generate()), Refused),
+        (body(TREE, 0, 9, ks=bytes(32)), Refused),
+    ]
+    for data, family in refusals:
+        with pytest.raises(family):
+            port.add_checkpoint(data)
+    with pytest.raises((InvalidInput, Unavailable)):
+        port.add_checkpoint(b"noise")
+    assert isinstance(port.add_checkpoint(body(TREE, 7, 9)), bytes)
+
+
+def test_one_that_is_away_is_unavailable() -> None:
+    client = HttpClient(SystemClock())
+    with pytest.raises(Unavailable) as caught:
+        HttpWitness(client, "http://127.0.0.1:1").add_checkpoint(body(TREE, 0, 1))
+    assert caught.value.code == "witness-away"
+    client.close()
