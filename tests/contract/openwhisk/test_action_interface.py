@@ -132,11 +132,13 @@ def test_an_application_error_has_status_200_and_an_error_object(start: Start) -
 
 def test_a_raw_web_action_answers_http(start: Start) -> None:
     invoker = ready(start)
-    web = {"__ow_method": "get", "__ow_path": "/v1/status", "__ow_headers": {"accept": "*/*"}, "__ow_query": ""}
-    status, answer = invoker.run({**web, "__ow_body": ""})
+    web = {"__ow_method": "get", "__ow_headers": {"accept": "*/*"}, "__ow_query": "", "__ow_body": ""}
+    status, answer = invoker.run({**web, "__ow_path": "/readyz"})
     assert (status, answer["statusCode"]) == (200, 200)
     assert answer["headers"]["content-type"] == "application/json"
-    assert json.loads(answer["body"])["ready"] is True
+    assert json.loads(answer["body"]) == {"ready": True}
+    for path in ("/v1/status", "/metrics"):
+        assert invoker.run({**web, "__ow_path": path})[1]["error"]["statusCode"] == 404, "for operators only"
     nonsense = {"__ow_method": "post", "__ow_path": INFER, "__ow_headers": {}, "__ow_body": "AAAA"}
     status, answer = invoker.run(nonsense)
     assert status == 200

@@ -238,6 +238,20 @@ def test_an_application_error_is_the_runtimes_own_answer() -> None:
     run(body)
 
 
+def test_a_probe_goes_on_when_the_gateway_has_no_patience() -> None:
+    async def body(bench: Bench) -> None:
+        bench.cloud.faults = [Fault("POST", INVOKE, status=503)]
+        await bench.infer()
+        bench.cloud.destroy_containers("d-i-1")
+        before = bench.invocations()
+        with pytest.raises(Unavailable, match="deadline-exceeded"):
+            await bench.client.request("GET", bench.address, "/readyz", deadline_s=0.001)
+        assert (await bench.client.request("GET", bench.address, "/readyz", deadline_s=30)).status == 200
+        assert bench.invocations() == before + 1
+
+    run(body)
+
+
 def test_a_container_that_is_gone_is_replaced_by_the_platform() -> None:
     async def body(bench: Bench) -> None:
         for _ in range(2):

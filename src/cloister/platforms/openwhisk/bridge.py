@@ -25,7 +25,7 @@ from cloister.platforms.openwhisk.rest import Activation, OpenWhiskApi
 OVERHEAD: Final = 4 * KIB  # of JSON around a body, both ways
 MAX_BODY: Final = MAX_REQUEST_BODY + MIB
 MAX_ANSWER: Final = MAX_RESPONSE_BODY + MIB
-PROBE_S: Final = 10.0
+PROBE_S: Final = 30.0
 _JSON: Final = (("content-type", "application/json"), ("cache-control", "no-store"))
 _TRAVELS: Final = frozenset({"cache-control", "content-type", "retry-after", "server-timing"})
 
@@ -62,11 +62,11 @@ class Bridge:
                 return Response(200, _JSON, b'{"live":true}')
             case "/readyz":
                 if not self._well:
-                    await self.probe(PROBE_S)
+                    await self._probed()
                 return Response(200, _JSON, b'{"ready":true}')
             case "/v1/status":
                 if self._status is None:
-                    await self.probe(PROBE_S)
+                    await self._probed()
                 return Response(200, _JSON, json.dumps(self._status or {}).encode())
             case "/v1/evidence" | "/metrics" if request.method != "POST":
                 raise InvalidInput("not-found", "an action has no metrics of its own; ask the platform")
@@ -84,6 +84,24 @@ class Bridge:
             content = answer.content
             assert isinstance(content, bytes)  # noqa: S101
             raise from_response(answer.status, Headers(answer.headers), content)
+
+    async def _probed(self) -> None:
+        """One probe for all who ask; it goes on when whoever asked has no more patience than a cold start takes."""
+        if self._probing is None:
+            self._probing = asyncio.get_running_loop().create_task(self.probe(PROBE_S))
+            self._probing.add_done_callback(self._probe_over)
+        await asyncio.shield(self._probing)
+
+    def _probe_over(self, task: asyncio.Task[None]) -> None:
+        self._probing = None
+        if not task.cancelled():
+            task.exception()  # whoever waited has it
+
+    async def close(self) -> None:
+        """End what goes on in the background."""
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
 
     async def _forward(self, request: Request) -> Response:
         body = bytes(await request.body(MAX_BODY))

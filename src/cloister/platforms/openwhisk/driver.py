@@ -118,6 +118,7 @@ class OpenWhiskPlatform:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for place in self._places.values():
             await place.server.close()
+            await place.bridge.close()
         self._places.clear()
         await self._client.close()
         if self._folder is not None:
@@ -185,10 +186,12 @@ class OpenWhiskPlatform:
         loop = asyncio.get_running_loop()
         end = loop.time() + self.settings.start_timeout_s
         wait, failures = RETRY_S, 0
-        while place.instance in self._places and not place.stopping:
+        while self._wanted(place):
             try:
                 await place.bridge.probe(max(1.0, end - loop.time()))
             except CloisterError as error:
+                if not self._wanted(place):
+                    return
                 failures += error.code == "activation-failed"
                 if loop.time() + wait > end or failures == MAX_FAILURES:
                     place.stopping = True
@@ -200,10 +203,13 @@ class OpenWhiskPlatform:
                 await asyncio.sleep(wait)
                 wait = min(SLOW_RETRY_S, wait * 2)
             else:
-                if place.instance in self._places and not place.stopping:
+                if self._wanted(place):
                     place.ready = True
                     self._events.put_nowait(Ready(place.instance, place.group, place.server.address, self._host))
                 return
+
+    def _wanted(self, place: _Place) -> bool:
+        return self._places.get(place.instance) is place and not place.stopping
 
     async def _end(self, place: _Place, reason: str, grace_s: float) -> None:
         await place.server.drain(grace_s)
@@ -218,6 +224,7 @@ class OpenWhiskPlatform:
     async def _forget(self, place: _Place) -> None:
         self._places.pop(place.instance, None)
         await place.server.close()
+        await place.bridge.close()
         place.gone.set()
 
     # --- what the platform says ---

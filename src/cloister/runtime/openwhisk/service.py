@@ -25,6 +25,7 @@ from cloister.runtime.server import MAX_SEALED
 
 MARGIN_S: Final = 0.25  # an answer this long before the deadline still gets out before the container is destroyed
 MAX_INIT: Final = 64 * MIB  # the platform allows 48 MB of code, which comes along as base64 and is ignored
+OPERATORS: Final = frozenset({"/v1/status", "/metrics"})  # a web action is called by anybody; these are nobody else's
 _JSON: Final = (("content-type", "application/json"),)
 
 Begin = Callable[[Mapping[str, str]], Awaitable[App]]
@@ -137,6 +138,8 @@ class ActionApp:
             return Response(200, _JSON, protocol.result(run, answer))
 
     async def _result(self, app: App, run: Run) -> bytes:
+        if run.web and run.path in OPERATORS:
+            raise InvalidInput("not-found", "there is nothing here")
         store = self._payloads()
         content = run.body
         if run.reference:
