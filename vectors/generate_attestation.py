@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from generate import Case, case, cbor, cose, fixed, h, main, public
+from formats import Case, case, cbor, cose, fixed, h, main, public
 
 NOW = 1_800_000_000
 
