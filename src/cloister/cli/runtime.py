@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", action="append", choices=("onnx", "litert"), help="allow only these (measured)")
     parser.add_argument("--no-co-tenancy", action="store_true", help="one owner's models only, always (measured)")
     parser.add_argument("--simulation-key", type=Path, metavar="FILE", help="run in the simulated TEE of this key")
-    parser.add_argument("--prewarm", nargs="+", default=[], metavar="MODEL", help="read these models ahead of requests")
+    parser.add_argument("--prewarm", nargs="+", default=[], metavar="MODEL", help="keep their ciphertext in memory")
     parser.add_argument("--drain", type=float, default=30.0, metavar="S", help="after SIGTERM, for requests under way")
     for name in ("--print-configuration", "--print-measurement"):
         parser.add_argument(name, dest="show", action="store_true", help="print what a policy must name, and stop")

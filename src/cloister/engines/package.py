@@ -151,6 +151,13 @@ def _same_but_known(found: Sequence[TensorSpec], said: Sequence[TensorSpec]) -> 
     )
 
 
+def likely_files(names: Sequence[str]) -> tuple[str, ...]:
+    """Which of a packing's files a loader will probably want, told by their names alone, before the index can be read:
+    the tuned variant's where there is one."""
+    tuned = any(".tuned." in name for name in names)
+    return tuple(n for n in names if n != INDEX_FILE and not (tuned and (".plain." in n or n == "graph.onnx")))
+
+
 def open_package(
     index: bytes, fetch: Callable[[str], Buffer], *, threads: int = 1, cpu: Cpu | None = None, verify: bool = True
 ) -> tuple[Session, Variant]:

@@ -23,6 +23,7 @@ from cloister.base.limits import MIB
 from cloister.engines import _ort
 from cloister.engines.buffers import BufferPool as WeightBuffers
 from cloister.engines.cpu import Cpu, this_cpu
+from cloister.runtime.ahead import Ahead
 from cloister.runtime.isolation import Rooms
 from cloister.runtime.keys import RuntimeSession
 from cloister.runtime.leases import LeaseTable
@@ -85,6 +86,7 @@ class Runtime:
         _ort.bound_working_memory(max(options.memory_bytes, _LEAST_WORKING_MEMORY))
         self.weights = WeightBuffers(options.memory_bytes // _IDLE_WEIGHTS, room=lambda: self.models.free)
         self.plaintexts = HttpBuffers()
+        self.ahead = Ahead(ports.store, readers=self._readers, pool=self.weights, clock=clock)
         self.loader = Loader(
             ports.store,
             readers=self._readers,
@@ -92,11 +94,18 @@ class Runtime:
             cpu=ports.cpu,
             threads=options.threads,
             engines=frozenset(options.engines),
+            ahead=self.ahead,
         )
         self.leases = LeaseTable(self.session.release, self._cold, clock)
         self.models = ModelCache(
-            self.loader, budget=options.memory_bytes, executor=self._cold, clock=clock, metrics=self.metrics
+            self.loader,
+            budget=options.memory_bytes,
+            executor=self._cold,
+            clock=clock,
+            metrics=self.metrics,
+            make_way=self.ahead.make_way,
         )
+        self.ahead.room = self.models
         self.rooms = Rooms(
             options.isolation, co_tenancy=options.co_tenancy, forget=self.forget, executor=self._cold, clock=clock
         )
@@ -166,14 +175,11 @@ class Runtime:
     # --- life ---
 
     def prewarm(self, models: Sequence[ModelId]) -> None:
-        """Read what the store says is newest of these models, so that its caches are warm; no key is needed."""
+        """Keep the ciphertext of what the store says is newest of these models, as far as there is room; no key is
+        needed, and whoever asks first waits for the store no more."""
         for model in models:
-            try:
-                place = self.ports.store.latest(model)
-                if place is not None:
-                    self.loader.read_ahead(place)
-            except CloisterError as error:
-                self.ports.log.event("prewarm-failed", level="warning", code=error.code)
+            if not self.ahead.fetch(model, keep=True):
+                self.ports.log.event("prewarm-incomplete", level="warning", model=str(model))
 
     def connect(self, init_s: float) -> None:
         """Attest, with the engine's import going on beside it; a KeyService that is away is tried again later.
@@ -196,6 +202,7 @@ class Runtime:
     def keep_house(self) -> None:
         """Once a second: let ended leases go, and attest anew before the session ends, off the hot path."""
         self.leases.sweep()
+        self.ahead.sweep()
         fetched = self.metrics.fetched_bytes
         if fetched == self._fetched_before:  # nothing was loaded for a while: nobody misses the pool
             self._quiet_s += 1
@@ -213,6 +220,7 @@ class Runtime:
         """End threads, forget everything. After the last request."""
         self.rooms.close()
         self.scheduler.stop()
+        self.ahead.close()
         self._cold.shutdown(wait=True, cancel_futures=True)
         self.leases.forget()
         self.models.close()
@@ -227,10 +235,10 @@ class Runtime:
         return self._cold
 
     def _expect(self, model: ModelId) -> None:
-        """Keys for this model are on their way: so may its small files be."""
+        """Keys for this model are on their way: so may its ciphertext be."""
         if all(place.model != model for place in self.models.resident()):
             with suppress(RuntimeError):  # shutting down
-                self._cold.submit(self.loader.hint, model)
+                self._cold.submit(self.ahead.fetch, model, wanted=lambda place: not self.models.knows(place))
 
     def _take_start(self) -> Timings | None:
         start, self._start = self._start, None

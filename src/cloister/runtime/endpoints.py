@@ -17,7 +17,7 @@ import numpy as np
 from cloister import __version__
 from cloister.base.errors import InvalidInput
 from cloister.engines.port import TensorSpec
-from cloister.runtime.loader import LoadedModel
+from cloister.runtime.loaded import LoadedModel
 from cloister.runtime.messages import Answer, infer_answer
 from cloister.runtime.stages import Stage, Timings
 from cloister.wire import bhttp, oip

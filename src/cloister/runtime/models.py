@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Final, Protocol
 
 from cloister.adapters.modelstore.port import Place
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Refused, Unavailable
-from cloister.runtime.loader import LoadedModel, Plan
+from cloister.runtime.loaded import LoadedModel, Plan
 from cloister.runtime.stages import StageMetrics, Timings
 from cloister.wire.provisioning import Release
 
@@ -31,6 +32,8 @@ class ModelLoader(Protocol):
     def plan(self, place: Place, release: Release, timings: Timings) -> Plan: ...
 
     def load(self, plan: Plan, release: Release, timings: Timings) -> LoadedModel: ...
+
+    def drop(self, plan: Plan) -> None: ...
 
 
 class _Entry:
@@ -66,16 +69,25 @@ class ModelCache:
 
     :param budget: bytes that all of them may take (``--memory-mb``).
     :param executor: where loads run.
+    :param make_way: frees memory that nobody asked for, if there is any; whether there was.
     """
 
     def __init__(
-        self, loader: ModelLoader, *, budget: int, executor: Executor, clock: Clock, metrics: StageMetrics
+        self,
+        loader: ModelLoader,
+        *,
+        budget: int,
+        executor: Executor,
+        clock: Clock,
+        metrics: StageMetrics,
+        make_way: Callable[[], bool] = lambda: False,
     ) -> None:
         self._loader = loader
         self.budget = budget
         self._executor = executor
         self._clock = clock
         self._metrics = metrics
+        self._make_way = make_way
         self._changed = threading.Condition()
         self._entries: OrderedDict[Place, _Entry] = OrderedDict()
         self._dying: set[_Entry] = set()
@@ -98,6 +110,11 @@ class ModelCache:
         """What is loaded, least recently used first."""
         with self._changed:
             return list(self._entries)
+
+    def knows(self, place: Place) -> bool:
+        """Whether a model is resident or arriving."""
+        with self._changed:
+            return place in self._entries or place in self._loading
 
     def pin(self, place: Place) -> Pin | None:
         """Hold a resident model; ``None`` when it is not resident."""
@@ -175,11 +192,15 @@ class ModelCache:
         timings = Timings()
         try:
             plan = self._loader.plan(place, release, timings)
-            self._reserve(plan.peak)
+            try:
+                self._reserve(plan.peak, plan.held)
+            except BaseException:
+                self._loader.drop(plan)
+                raise
             try:
                 model = self._loader.load(plan, release, timings)
             except BaseException:
-                self._unreserve(plan.peak)
+                self.unreserve(plan.peak)
                 raise
         except BaseException as error:
             self._loaded(place, None)
@@ -208,7 +229,22 @@ class ModelCache:
                 entry.held = size
                 self._changed.notify_all()
 
-    def _reserve(self, size: int) -> None:
+    def try_reserve(self, size: int) -> bool:
+        """Take bytes of the budget that nothing else needs now."""
+        with self._changed:
+            if self._closed or self._reserved + size > self.budget:
+                return False
+            self._reserved += size
+            return True
+
+    def unreserve(self, size: int) -> None:
+        """Give bytes of the budget back."""
+        with self._changed:
+            self._reserved -= size
+            self._changed.notify_all()
+
+    def _reserve(self, size: int, held: int) -> None:
+        """Memory for a load that already holds some of it."""
         if size > self.budget:
             raise Refused(
                 "model-exceeds-memory",
@@ -216,6 +252,9 @@ class ModelCache:
                 hint="Start the runtime with a larger --memory-mb.",
             )
         deadline = self._clock.monotonic() + ROOM_WAIT_S
+        size -= held
+        while size > self.free and self._make_way():
+            pass
         while (victim := self._room_or_victim(size, deadline)) is not None:
             self._free(victim)
 
@@ -235,11 +274,6 @@ class ModelCache:
                 self._changed.wait(min(deadline - now, FRESH_S))
             self._reserved += size
             return None
-
-    def _unreserve(self, size: int) -> None:
-        with self._changed:
-            self._reserved -= size
-            self._changed.notify_all()
 
     def _doom(self, place: Place, entry: _Entry) -> bool:
         """With the lock held: nobody can pin it any more. Whether the caller has to free it now."""

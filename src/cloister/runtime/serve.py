@@ -29,7 +29,7 @@ from cloister.crypto.stream import Buffer
 from cloister.runtime import endpoints
 from cloister.runtime.isolation import Rooms, Visit
 from cloister.runtime.leases import Lease, LeaseTable
-from cloister.runtime.loader import LoadedModel
+from cloister.runtime.loaded import LoadedModel
 from cloister.runtime.messages import TIMING_FIELD, Answer, Lend, RuntimeIdentity, problem_answer, seal_answer
 from cloister.runtime.models import ModelCache, Pin
 from cloister.runtime.replay import ReplayCache, check_fresh
@@ -371,7 +371,9 @@ class Sealed:
         pin = ticket.pin
         if pin is not None:
             try:
-                pin.model.confirmed()
+                if pin.model.pending:
+                    with ticket.timings.stage(Stage.ENGINE_INIT):  # the first requests wait for it beside their own
+                        pin.model.confirmed()
             except CloisterError:
                 self.models.discard(pin.model.place)
                 raise

@@ -79,3 +79,36 @@ def test_whoever_leaves_leaves_nothing_behind(count: int) -> None:
         assert all(entry.pins == 0 for entry in bench.runtime.models._entries.values())
 
     bench.run(scenario)
+
+
+def test_a_prewarmed_model_is_served_although_the_store_has_gone_away() -> None:
+    bench = RuntimeBench()
+    matrix = image(5, (SIDE, SIDE))
+    user = bench.user(bench.publish("m", small.matrix(matrix)))
+
+    async def scenario() -> None:
+        bench.runtime.prewarm([user.model])
+        assert bench.runtime.models.used > 0, "it counts"
+        assert not bench.runtime.models.resident(), "but is no model yet: no key was asked for"
+        bench.store.away = True
+        np.testing.assert_allclose((await bench.infer(user, {"x": X}))["y"], X @ matrix, rtol=1e-3)
+
+    bench.run(scenario)
+
+
+def test_a_prewarmed_model_makes_way_for_one_that_somebody_asks_for() -> None:
+    bench = RuntimeBench(memory_mb=2)
+    matrices = [image(seed, (SIDE, SIDE)) for seed in range(2)]
+    users = [bench.user(bench.publish(f"m{i}", small.matrix(np.tile(m, (4, 4))))) for i, m in enumerate(matrices)]
+
+    async def scenario() -> None:
+        bench.runtime.prewarm([users[0].model])
+        before = bench.runtime.models.used
+        assert before > 0
+        for number in (1, 0):
+            x = np.tile(X, (1, 4))
+            found = (await bench.infer(users[number], {"x": x}))["y"]
+            np.testing.assert_allclose(found, x @ np.tile(matrices[number], (4, 4)), rtol=1e-3)
+            assert bench.runtime.models.used <= bench.options.memory_bytes
+
+    bench.run(scenario)

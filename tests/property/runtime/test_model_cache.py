@@ -60,6 +60,7 @@ class FakePlan:
         self.index = index
         self.peak = SIZES[index]
         self.memory = SIZES[index] // 2
+        self.held = 0
         self.manifest = self.variant = self
         self.files = ("weights",)
 
@@ -84,6 +85,9 @@ class FakeLoader:
         model = FakeModel(plan.index)
         self.made.append(model)
         return model
+
+    def drop(self, plan: Any) -> None:
+        del plan
 
 
 def place(index: int) -> Place:
