@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "openwhisk-action": ("cloister.cli.openwhisk_action", "run a runtime as an OpenWhisk Docker action"),
     "gateway": ("cloister.cli.gateway", "take sealed requests to runtimes that it starts and stops as needed"),
     "collateral": ("cloister.cli.collateral", "what verification needs beside evidence, in one file"),
+    "profile": ("cloister.cli.profile", "measure on this machine what simulations take their costs from"),
     "simulate": ("cloister.cli.simulate", "replay arrivals on a simulated fleet: latency, cost, service levels"),
     "health": ("cloister.cli.health", "ask a service whether it lives: for health checks"),
     "version": ("cloister.cli.version", "print the version, the engines and the simulated measurement"),

@@ -10,7 +10,7 @@ Every method takes ``now`` (seconds, any monotonic origin) and returns commands 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
@@ -369,7 +369,7 @@ class Dispatcher:
                 continue
             ready = [
                 there
-                for there in map(snapshot.instances.__getitem__, snapshot.order)
+                for there in snapshot.instances.several(snapshot.order)
                 if there.state is InstanceState.READY
             ]
             if snapshot.room > 0:
@@ -423,7 +423,7 @@ class Dispatcher:
             there = snapshot.instances[name]
             if there.state is InstanceState.SPARE:
                 self.ledger.removed(name)
-                self.ledger.launched(replace(there, group=start.group, planned=start.models))
+                self.ledger.launched(there._replace(group=start.group, planned=start.models))
                 return name
         return None
 

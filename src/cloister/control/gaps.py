@@ -16,9 +16,16 @@ FORGET_AT: Final = 128.0  # counts are halved here, so the estimate follows a mo
 NONE_SEEN: Final[tuple[float, ...]] = (0.0,) * BINS
 
 
+EDGES: Final = tuple(2.0 ** (FINEST_EXPONENT + n) for n in range(BINS))  # upper end of each bin
+
+
 def _bin(gap_s: float) -> int:
-    exponent = frexp(gap_s)[1] if gap_s > 0 else FINEST_EXPONENT
-    return min(max(exponent - FINEST_EXPONENT, 0), BINS - 1)
+    if gap_s <= 0:
+        return 0
+    index: int = frexp(gap_s)[1] - FINEST_EXPONENT
+    if index < 0:
+        return 0
+    return index if index < BINS else BINS - 1
 
 
 def observed(gaps: tuple[float, ...], gap_s: float) -> tuple[float, ...]:
@@ -33,10 +40,10 @@ def observed(gaps: tuple[float, ...], gap_s: float) -> tuple[float, ...]:
 def _seen_within(counts: tuple[float, ...], until_s: float) -> float:
     """Gaps of at most ``until_s``; inside a bin they are taken to be spread evenly."""
     index = _bin(until_s)
-    upper = 2.0 ** (FINEST_EXPONENT + index)
+    upper = EDGES[index]
     lower = upper / 2 if index else 0.0
-    share = min(1.0, (until_s - lower) / (upper - lower))
-    return sum(counts[:index]) + share * counts[index]
+    share = (until_s - lower) / (upper - lower)
+    return sum(counts[:index]) + (share if share < 1.0 else 1.0) * counts[index]
 
 
 def returns_within(gaps: tuple[float, ...], idle_s: float, horizon_s: float) -> float:

@@ -6,7 +6,7 @@ that size each time would be the cost of the whole decision; here an update copi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
 V = TypeVar("V")
@@ -45,6 +45,11 @@ class Table(Mapping[str, V], Generic[V]):
         del shard[key]
         shards[index] = shard
         return Table(tuple(shards), self._length - 1)
+
+    def several(self, keys: Iterable[str]) -> list[V]:
+        """The values of ``keys``, in their order; quicker than asking for each."""
+        shards = self._shards
+        return [shards[hash(key) & (SHARDS - 1)][key] for key in keys]
 
     def __getitem__(self, key: str) -> V:
         return self._shards[hash(key) & (SHARDS - 1)][key]

@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from heapq import nsmallest
 from math import exp, inf
 
 from cloister.control.gaps import returns_within
 from cloister.control.packing.port import POOL, Assign, Decision, Start, Wait
-from cloister.control.packing.room import can_take, to_evict
-from cloister.control.snapshot import Instance, InstanceState, Model, Request, Snapshot
+from cloister.control.packing.room import can_take, fits_beside, to_evict
+from cloister.control.snapshot import NO_ACTIVITY, Instance, InstanceState, Model, Request, Snapshot
 from cloister.control.table import Table
 
 LOOK = 4  # places, or waiting models, weighed in detail for one decision: bounds its time in a large fleet
@@ -108,12 +107,18 @@ class Adaptive:
         """
         oldest = min((resident.last_used for resident in there.residents.values()), default=now)
         lasts = min(now - oldest, snapshot.fleet.keep_alive_s)
+        holders, activity = snapshot.holders, snapshot.activity
+        known: dict[str, float] = {}  # each is asked for when residents are compared, and again for the sum
 
         def loss(name: str) -> float:
-            if len(snapshot.holders.get(name) or ()) > 1:
-                return 0.0
-            seen = snapshot.seen(name)
-            return returns_within(seen.gaps, now - seen.last_arrival, lasts) * snapshot.models[name].load_s
+            value = known.get(name)
+            if value is None:
+                value = 0.0
+                if len(holders.get(name) or ()) <= 1:
+                    seen = activity.get(name) or NO_ACTIVITY
+                    value = returns_within(seen.gaps, now - seen.last_arrival, lasts) * snapshot.models[name].load_s
+                known[name] = value
+            return value
 
         return loss
 
@@ -173,16 +178,17 @@ class Adaptive:
         """Where to look for room: the least busy with free memory, and the least busy and least used without."""
         roomy: list[tuple[int, float, str]] = []
         full: list[tuple[int, float, str]] = []
-        for name in snapshot.order:
-            there = snapshot.instances[name]
-            if there.state is not InstanceState.READY or there.in_flight >= there.concurrency:
+        needs, reserved = model.memory_mb, state.reserved
+        for there in snapshot.instances.several(snapshot.order):
+            running = there.in_flight
+            if running >= there.concurrency or there.state is not InstanceState.READY or model.id in there.residents:
                 continue
-            if model.id in there.residents or (state.reserved and state.reserved.get(name, model.id) != model.id):
+            if reserved and reserved.get(there.id, model.id) != model.id:
                 continue
-            fits = there.used_mb + model.memory_mb <= there.memory_mb
-            (roomy if fits else full).append((there.in_flight, there.last_used, name))
-        chosen = nsmallest(LOOK, roomy) + nsmallest(LOOK, full)
-        return [snapshot.instances[name] for _, _, name in chosen]
+            fits = there.used_mb + needs <= there.memory_mb
+            (roomy if fits else full).append((running, there.last_used, there.id))
+        chosen = sorted(roomy)[:LOOK] + sorted(full)[:LOOK]
+        return snapshot.instances.several(name for _, _, name in chosen)
 
     @staticmethod
     def _wait_s(snapshot: Snapshot, model: Model) -> tuple[float, float]:
@@ -240,12 +246,11 @@ class Adaptive:
 
     def _spare(self, snapshot: Snapshot, state: AdaptiveState, model: Model) -> str | None:
         """An idle instance where one more copy of the model fits beside what is there."""
-        for name in snapshot.order:
-            there = snapshot.instances[name]
-            if there.open_slots < there.concurrency or model.id in there.residents or name in state.reserved:
+        for there in snapshot.instances.several(snapshot.order):
+            if there.in_flight or there.state is not InstanceState.READY or model.id in there.residents:
                 continue
-            if to_evict(snapshot, there, model.id, lambda _: 0.0) == ():
-                return name
+            if there.id not in state.reserved and fits_beside(snapshot, there, model):
+                return there.id
         return None
 
     def _wait(
@@ -288,7 +293,7 @@ class Adaptive:
             return state
         ready = [
             there
-            for there in map(snapshot.instances.__getitem__, snapshot.order)
+            for there in snapshot.instances.several(snapshot.order)
             if there.state is InstanceState.READY and there.id not in state.reserved
         ]
         if not ready:
@@ -391,7 +396,7 @@ class Adaptive:
         if self._tilt == inf or snapshot.backlog:
             return (), state
         ready = [
-            there for there in map(snapshot.instances.__getitem__, snapshot.order) if there.state is InstanceState.READY
+            there for there in snapshot.instances.several(snapshot.order) if there.state is InstanceState.READY
         ]
         idle = [there for there in ready if not there.in_flight and there.id not in state.reserved]
         going: list[tuple[float, str]] = []

@@ -21,7 +21,7 @@ class AllInOne:
         if snapshot.open_slots > 0:
             able = tuple(
                 i.id
-                for i in map(snapshot.instances.__getitem__, snapshot.order)
+                for i in snapshot.instances.several(snapshot.order)
                 if can_take(snapshot, i, request.model)
             )
             if able:

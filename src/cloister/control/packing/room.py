@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from cloister.control.snapshot import Instance, InstanceState, Model, Snapshot
+
+DOUBTFUL_MB: Final = 1e-6  # closer than this, sums in another order might differ: they are then done in the same order
 
 
 def strangers(snapshot: Snapshot, instance: Instance, model: Model) -> tuple[str, ...]:
@@ -12,6 +15,13 @@ def strangers(snapshot: Snapshot, instance: Instance, model: Model) -> tuple[str
     if not instance.owners or instance.owners == {model.owner}:
         return ()
     return tuple(name for name in instance.residents if not model.may_share(snapshot.models[name]))
+
+
+def fits_beside(snapshot: Snapshot, instance: Instance, model: Model) -> bool:
+    """True when nothing has to go for the model, which the instance does not have."""
+    if instance.used_mb + model.memory_mb - instance.memory_mb > 0:
+        return False
+    return not strangers(snapshot, instance, model)
 
 
 def to_evict(
@@ -31,14 +41,19 @@ def to_evict(
     need -= sum(instance.residents[name].memory_mb for name in going)
     if need <= 0:
         return going
-    idle = [name for name in instance.residents if name not in instance.running and name not in going]
-    idle.sort(key=lambda name: (worth(name) / instance.residents[name].memory_mb, name))
+    running = instance.running
+    idle = [
+        (worth(name) / resident.memory_mb, name, resident.memory_mb)
+        for name, resident in instance.residents.items()
+        if name not in running and name not in going
+    ]
+    idle.sort()
     dropped = []
-    for name in idle:
+    for _, name, memory_mb in idle:
         if need <= 0:
             break
         dropped.append(name)
-        need -= instance.residents[name].memory_mb
+        need -= memory_mb
     if need > 0:
         return None
     return (*going, *dropped)
@@ -59,7 +74,17 @@ def can_take(snapshot: Snapshot, instance: Instance, model_id: str) -> bool:
     """True when the instance has a free slot and could hold the model now."""
     if instance.open_slots <= 0:
         return False
-    return model_id in instance.residents or least_recent(snapshot, instance.id, model_id) is not None
+    residents, running = instance.residents, instance.running
+    if model_id in residents:
+        return True
+    model = snapshot.models[model_id]
+    going = strangers(snapshot, instance, model)
+    if any(name in running for name in going):
+        return False
+    missing = sum(residents[name].memory_mb for name in running) + model.memory_mb - instance.memory_mb
+    if abs(missing) > DOUBTFUL_MB:
+        return missing < 0
+    return least_recent(snapshot, instance.id, model_id) is not None
 
 
 def pending_slots(snapshot: Snapshot, group: str) -> int:
@@ -73,7 +98,7 @@ def idle_to_stop(snapshot: Snapshot, *, spare_group: str) -> tuple[str, ...]:
         return ()
     idle = [
         i
-        for i in map(snapshot.instances.__getitem__, snapshot.order)
+        for i in snapshot.instances.several(snapshot.order)
         if i.state is InstanceState.READY and not i.in_flight and i.group != spare_group
     ]
     return (min(idle, key=lambda i: (i.last_used, i.id)).id,) if idle else ()

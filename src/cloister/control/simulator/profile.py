@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib.resources import files
 from math import isfinite
@@ -39,6 +39,7 @@ class Profile:
     :param memory_mb: what an instance reserves and is billed for; ``runtime_mb`` of it is not for models.
     :param jitter: sigma of the log-normal factor on every duration; 0 for none.
     :param others: models that stand for names the profile does not have.
+    :param overheads_s: of models: what a request waits outside instances, in the client, on the wire, in the gateway.
     """
 
     origin: str
@@ -53,6 +54,7 @@ class Profile:
     jitter: float
     models: Mapping[str, Model]
     others: tuple[str, ...]
+    overheads_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def fleet(self) -> Fleet:
@@ -70,12 +72,9 @@ class Profile:
 
         :raises InvalidInput: ``profile-model-unknown``, ``model-does-not-fit``.
         """
-        known = self.models.get(name)
-        if known is None:
-            if not self.others:
-                raise InvalidInput("profile-model-unknown", f"the profile has no model {name!r} and no `others`")
-            index = int.from_bytes(sha256(name.encode()).digest()[:8], "big") % len(self.others)
-            known = replace(self.models[self.others[index]], id=name)
+        known = self.models[self._like(name)]
+        if known.id != name:
+            known = replace(known, id=name)
         if known.memory_mb > self.memory_mb - self.runtime_mb:
             raise InvalidInput(
                 "model-does-not-fit",
@@ -84,6 +83,20 @@ class Profile:
                 hint="Raise --memory-mb or the profile's fleet.memory_mb.",
             )
         return known
+
+    def overhead_s(self, name: str) -> float:
+        """Seconds that a request of this model waits outside instances.
+
+        :raises InvalidInput: ``profile-model-unknown``.
+        """
+        return self.overheads_s.get(self._like(name), 0.0)
+
+    def _like(self, name: str) -> str:
+        if name in self.models:
+            return name
+        if not self.others:
+            raise InvalidInput("profile-model-unknown", f"the profile has no model {name!r} and no `others`")
+        return self.others[int.from_bytes(sha256(name.encode()).digest()[:8], "big") % len(self.others)]
 
     def with_caps(
         self, *, instances: int | None = None, memory_mb: float | None = None, slo_ms: float | None = None
@@ -154,7 +167,7 @@ def _each_host(value: Any, count: int) -> tuple[float, ...]:
 
 def _model(name: str, value: Any) -> Model:
     path = f"models.{name}"
-    table = _table(value, path, {"memory_mb", "stages"}, {"owner", "shares_with", "slo_ms"})
+    table = _table(value, path, {"memory_mb", "stages"}, {"owner", "shares_with", "slo_ms", "overhead_ms"})
     stages = _table(table["stages"], f"{path}.stages", set(STAGES))
     shares = table.get("shares_with", [ANYONE])
     if not isinstance(shares, list):
@@ -203,7 +216,12 @@ def parse_profile(data: bytes) -> Profile:
     memory_mb = _number(fleet["memory_mb"], "fleet.memory_mb", above=True)
     if memory_mb <= runtime_mb:
         _bad("fleet.memory_mb", "must be above fleet.runtime_mb")
+    overheads = {
+        name: _number(item.get("overhead_ms", 0), f"models.{name}.overhead_ms") / 1000
+        for name, item in top["models"].items()
+    }
     return Profile(
+        overheads_s=overheads,
         origin=str(top.get("origin", "")),
         instances=_whole(fleet["instances"], "fleet.instances", 1),
         memory_mb=memory_mb,

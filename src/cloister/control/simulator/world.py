@@ -82,6 +82,7 @@ class World:
         self._rng = np.random.default_rng(seed)
         self._draws: list[float] = []
         self._models: dict[str, Model] = {}
+        self._overheads: dict[str, float] = {}  # what a request waits outside instances, seconds
         self._loading: dict[tuple[str, str], float] = {}
         self._host_of: dict[str, str] = {}
         self._launched: dict[str, float] = {}
@@ -115,6 +116,7 @@ class World:
         def arrive(item: Arrival) -> None:
             if item.model not in self._models:
                 self._models[item.model] = self._profile.model(item.model)
+                self._overheads[item.model] = self._profile.overhead_s(item.model)
                 dispatcher.add_model(self._models[item.model])
             record.requests += 1
             self._open += 1
@@ -234,7 +236,7 @@ class World:
         self._host_running[host] -= 1
         self._open -= 1
         model = self._models[request.model]
-        record.latencies.append((now - request.arrived) * 1000)
+        record.latencies.append((now - request.arrived + self._overheads[request.model]) * 1000)
         record.slo.append(model.slo_ms if model.slo_ms is not None else self._profile.slo_ms)
         record.arrived.append(request.arrived)
         record.paths[path] += 1

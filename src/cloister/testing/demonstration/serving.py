@@ -134,10 +134,10 @@ def serve_vision(stage: Stage, report: Report, secrets: Secrets, progress: Calla
 def measure(stage: Stage, model: ModelId, feed: Mapping[str, Any], raw: Session) -> tuple[Latency, Outputs]:
     """Cold: no instance. Warm: an instance that has other models. Hot: everything there; raw engine in between."""
     bob = stage.bob
-    stage.stop_instances()
+    stage.operator.stop_instances()
     cold_ms, cold = timed(lambda: bob.infer(model, feed))
-    seen = {("cold", name): value for (name, path), value in stage.operator_view().items() if path == "cold"}
-    stage.stop_instances()
+    seen = {("cold", name): value for (name, path), value in stage.operator.stages().items() if path == "cold"}
+    stage.operator.stop_instances()
     bob.infer(PATIENTS, {"measurements": np.zeros((1, 30), np.float32)})
     warm_ms, warm = timed(lambda: bob.infer(model, feed))
     hot, plain = [], []
@@ -147,7 +147,7 @@ def measure(stage: Stage, model: ModelId, feed: Mapping[str, Any], raw: Session)
         hot.append(elapsed)
         plain.append(timed(lambda: raw.run(feed))[0])
     latency = Latency(model.name, cold_ms, warm_ms, statistics.median(hot), statistics.median(plain))
-    seen |= {(path, name): value for (name, path), value in stage.operator_view().items() if path != "cold"}
+    seen |= {(path, name): value for (name, path), value in stage.operator.stages().items() if path != "cold"}
     for path, outputs in (("cold", cold), ("warm", warm), ("hot", last)):
         told = dict(outputs.provenance.timing_ms)
         for name in ("sandbox_start", "response_encrypt"):  # over before, or after, a runtime can tell the user of them
