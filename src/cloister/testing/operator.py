@@ -18,6 +18,7 @@ from cloister.adapters.http.blocking import HttpClient
 _SAMPLE: Final = re.compile(r"cloister_stage_seconds_(sum|count)\{([^}]*)\} ([0-9.e+-]+)")
 _LABEL: Final = re.compile(r'(stage|path)="([^"]*)"')
 _START: Final = re.compile(r"cloister_gateway_instance_start_seconds_(sum|count)(?:\{\})? ([0-9.e+-]+)")
+_PATH: Final = re.compile(r'cloister_gateway_request_seconds_(sum|count)\{path="(cold|warm|hot)"\} ([0-9.e+-]+)')
 _POLL_S: Final = 0.01
 
 
@@ -61,6 +62,21 @@ class Operator:
             http.close()
         found = dict(_START.findall(text))
         return float(found.get("sum", 0)), int(float(found.get("count", 0)))
+
+    def paths(self) -> dict[str, tuple[int, float]]:
+        """Cold, warm, hot to the number of requests, and the mean milliseconds from their arrival at the gateway."""
+        http = HttpClient(SystemClock())
+        try:
+            text = bytes(http.request("GET", self.gateway, "/metrics").checked().body).decode()
+        finally:
+            http.close()
+        found: dict[str, dict[str, float]] = {"cold": {}, "warm": {}, "hot": {}}
+        for kind, path, value in _PATH.findall(text):
+            found[path][kind] = float(value)
+        return {
+            path: (int(values.get("count", 0)), 1000 * values.get("sum", 0.0) / max(1.0, values.get("count", 0.0)))
+            for path, values in found.items()
+        }
 
     def stages(self) -> dict[tuple[str, str], float]:
         """(stage, path) to mean milliseconds: of the instances that run now, and of all starts."""

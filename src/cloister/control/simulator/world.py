@@ -51,6 +51,7 @@ class Record:
     slo: array[float] = field(default_factory=lambda: array("d"))
     arrived: array[float] = field(default_factory=lambda: array("d"))
     paths: dict[Path, int] = field(default_factory=lambda: dict.fromkeys(Path, 0))
+    path_ms: dict[Path, float] = field(default_factory=lambda: dict.fromkeys(Path, 0.0))  # latencies summed
     models: dict[str, int] = field(default_factory=dict)
     gb_seconds: float = 0.0
     instances_max: int = 0
@@ -236,7 +237,9 @@ class World:
         self._host_running[host] -= 1
         self._open -= 1
         model = self._models[request.model]
-        record.latencies.append((now - request.arrived + self._overheads[request.model]) * 1000)
+        latency = (now - request.arrived + self._overheads[request.model]) * 1000
+        record.latencies.append(latency)
+        record.path_ms[path] += latency
         record.slo.append(model.slo_ms if model.slo_ms is not None else self._profile.slo_ms)
         record.arrived.append(request.arrived)
         record.paths[path] += 1
