@@ -135,7 +135,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cloister-agreement-") as name:
         folder = Path(name)
         cloud = LocalCloud(
-            folder / "cloud", concurrency=CONCURRENCY, memory_mb=20, instances=1, keep_alive_s=600.0, packer="all-in-one"
+            folder / "cloud",
+            concurrency=CONCURRENCY,
+            memory_mb=20,
+            instances=1,
+            keep_alive_s=600.0,
+            packer="all-in-one",
         )
         with bench(cloud) as there:
             for seed, (model, side) in enumerate(SIDES.items()):
@@ -156,7 +161,9 @@ def main() -> None:
     if options.json:
         print(json.dumps({"predicted": predicted, "measured": measured, "load": load}, indent=2))
         return
-    print(f"{options.policy}, {options.seconds:g} s; load average {load['before']:.1f} before, {load['after']:.1f} after")
+    print(
+        f"{options.policy}, {options.seconds:g} s; load average {load['before']:.1f} before, {load['after']:.1f} after"
+    )
     print(f"{'':14}{'predicted':>12}{'measured':>12}")
     for key in ("requests", "lost", "mean_ms", "p50_ms", "p99_ms", "cold_starts", "gb_seconds", "instances_max"):
         print(f"{key:14}{predicted[key]:12.1f}{measured[key]:12.1f}")

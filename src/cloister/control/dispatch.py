@@ -368,9 +368,7 @@ class Dispatcher:
             if model in served or now - snapshot.queues[model].head_arrived < snapshot.fleet.keep_alive_s:
                 continue
             ready = [
-                there
-                for there in snapshot.instances.several(snapshot.order)
-                if there.state is InstanceState.READY
+                there for there in snapshot.instances.several(snapshot.order) if there.state is InstanceState.READY
             ]
             if snapshot.room > 0:
                 self._launch(Start(self._packer.group_of(snapshot, model), (model,)), now, out, first=model)

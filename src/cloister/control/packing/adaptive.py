@@ -281,14 +281,18 @@ class Adaptive:
         patience = option.cost if option is not None else cold
         state = replace(state, fleet=account)
         if waited >= patience and snapshot.room <= 0 and option is None:
-            state = self._reserve(snapshot, state, model)
+            state = self._reserve(snapshot, state, model, waited)
         until = request.arrived + patience
         if until <= now:
             until = now + max(cold, model.service_s)
         return Decision(Wait(until), start), state
 
-    def _reserve(self, snapshot: Snapshot, state: AdaptiveState, model: Model) -> AdaptiveState:
-        """Every instance is full of what may not go: let the least busy one run empty for this model."""
+    def _reserve(self, snapshot: Snapshot, state: AdaptiveState, model: Model, waited: float) -> AdaptiveState:
+        """Every instance is full of what may not go: let the least busy one run empty for this model.
+
+        Not before its requests together waited as long as that makes others wait (rent or buy once more): the instance
+        runs empty, loads this model and afterwards what it had, and meanwhile its share of the others' queue stands.
+        """
         if snapshot.holders.get(model.id) or any(state.reserved[i] == model.id for i in state.reserved):
             return state
         ready = [
@@ -299,6 +303,12 @@ class Adaptive:
         if not ready:
             return state
         chosen = min(ready, key=lambda i: (i.in_flight, i.id))
+        running = [snapshot.models[name] for name in chosen.running]
+        empty = max((there.service_s for there in running), default=0.0) * snapshot.fleet.slower(chosen.in_flight)
+        stands = empty + model.load_s + sum(there.load_s for there in running)
+        own = snapshot.queued(model.id)
+        if own * waited < stands * (snapshot.backlog - own) / len(ready):
+            return state
         return replace(state, reserved=state.reserved.put(chosen.id, model.id))
 
     def pull(
@@ -395,9 +405,7 @@ class Adaptive:
                 state = replace(state, rents=state.rents.drop(name), reserved=state.reserved.drop(name))
         if self._tilt == inf or snapshot.backlog:
             return (), state
-        ready = [
-            there for there in snapshot.instances.several(snapshot.order) if there.state is InstanceState.READY
-        ]
+        ready = [there for there in snapshot.instances.several(snapshot.order) if there.state is InstanceState.READY]
         idle = [there for there in ready if not there.in_flight and there.id not in state.reserved]
         going: list[tuple[float, str]] = []
         surplus: list[tuple[float, str]] = []

@@ -20,9 +20,7 @@ class AllInOne:
         """Any instance with a free slot that can hold the model; otherwise one more."""
         if snapshot.open_slots > 0:
             able = tuple(
-                i.id
-                for i in snapshot.instances.several(snapshot.order)
-                if can_take(snapshot, i, request.model)
+                i.id for i in snapshot.instances.several(snapshot.order) if can_take(snapshot, i, request.model)
             )
             if able:
                 return Decision(Assign(able)), state
