@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from cloister.base.errors import CloisterError
 from cloister.control.policies import PACKERS, balancer, packer, scaler
 from cloister.control.simulator.profile import Profile, parse_profile
 from cloister.control.simulator.result import summarise
@@ -60,7 +61,7 @@ def replay(there: Bench, arrivals: list[Arrival], memory_mb: float) -> dict[str,
         try:
             there.infer(name)
             latencies.append((time.perf_counter() - due) * 1000)
-        except Exception as error:
+        except CloisterError as error:
             failed.append(repr(error))
 
     def sample() -> None:

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from cloister.base.errors import InvalidInput
@@ -21,6 +22,7 @@ from cloister.control.simulator.profile import parse_profile
 from cloister.testing.demonstration.serving import PATIENTS, VISION
 from cloister.testing.local_cloud import LocalCloud
 from cloister.testing.models.patients import patient_model
+from cloister.testing.models.vision import DemoModel
 from cloister.testing.profiling import COLD_RUNS, HOT_RUNS, bench, measure_profile
 
 
@@ -89,12 +91,18 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _demonstrated(folder: Path, out: Output) -> list[Path]:
     """The demonstration's models, as files."""
     files = []
-    for name, build in {PATIENTS: patient_model, **VISION}.items():
+    builders: dict[str, Callable[[], bytes]] = {PATIENTS: lambda: patient_model().onnx}
+    builders |= {name: _onnx_of(build) for name, build in VISION.items()}
+    for name, build in builders.items():
         _say(out, f"{name}: building")
         path = folder / f"{name}.onnx"
-        path.write_bytes(build().onnx)
+        path.write_bytes(build())
         files.append(path)
     return files
+
+
+def _onnx_of(build: Callable[[], DemoModel]) -> Callable[[], bytes]:
+    return lambda: build().onnx
 
 
 def _say(out: Output, what: str) -> None:

@@ -43,7 +43,7 @@ def _seen_within(counts: tuple[float, ...], until_s: float) -> float:
     upper = EDGES[index]
     lower = upper / 2 if index else 0.0
     share = (until_s - lower) / (upper - lower)
-    return sum(counts[:index]) + (share if share < 1.0 else 1.0) * counts[index]
+    return sum(counts[:index]) + min(1.0, share) * counts[index]
 
 
 def returns_within(gaps: tuple[float, ...], idle_s: float, horizon_s: float) -> float:

@@ -1,8 +1,8 @@
 """What a policy sees: frozen views of instances, models and queues, and the costs the platform measured.
 
 A :class:`Snapshot` is a value. The ledger makes the next one from the last in time that does not grow with the number
-of models (``cloister.control.ledger``), so a gateway can afford one for every request. What is made anew for every event
-is a named tuple: a frozen dataclass takes four times as long to make.
+of models (``cloister.control.ledger``), so a gateway can afford one for every request. What is made anew for
+every event is a named tuple: a frozen dataclass takes several times as long to make.
 
 Units: seconds for times, MB (2^20 bytes) for memory, milliseconds only in :class:`Stages`, as everywhere outside.
 """

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import log
@@ -85,9 +86,7 @@ def bench(cloud: LocalCloud) -> Iterator[Bench]:
     """Start a cloud and the two people; nothing is left running."""
     try:
         profile = cloud.start()
-        people = []
-        for name in ("owner", "user"):
-            people.append(Client(profile, create_identity(cloud.home, name)))
+        people = [Client(profile, create_identity(cloud.home, name)) for name in ("owner", "user")]
         owner, user = people
         with owner, user:
             owner.register()
@@ -175,29 +174,18 @@ def measure_model(there: Bench, name: str, *, cold_runs: int = COLD_RUNS, hot_ru
 def measure_slowdown(there: Bench, name: str, most: int, *, runs: int = TOGETHER_RUNS) -> list[float]:
     """How much longer an inference takes with 1, 2, ... at once in one instance; never falling."""
     curve: list[float] = []
-    alone = 1.0
+    alone = 0.0
     for together in range(1, most + 1):
-        took: list[float] = []
-        failed: list[BaseException] = []
         begin = threading.Barrier(together)
 
-        def caller(begin: threading.Barrier = begin, took: list[float] = took, failed: list[Any] = failed) -> None:
-            try:
-                begin.wait(60)
-                for _ in range(runs):
-                    took.append(dict(there.infer(name)[1].provenance.timing_ms)["inference"])
-            except Exception as error:
-                failed.append(error)
+        def caller(begin: threading.Barrier = begin) -> list[float]:
+            begin.wait(60)
+            return [dict(there.infer(name)[1].provenance.timing_ms)["inference"] for _ in range(runs)]
 
-        threads = [threading.Thread(target=caller) for _ in range(together)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failed:
-            raise failed[0]
-        value = median(took)
-        alone = value if together == 1 else alone
+        with ThreadPoolExecutor(together) as pool:
+            callers = [pool.submit(caller) for _ in range(together)]
+            value = median(took for one in callers for took in one.result())
+        alone = alone or value
         curve.append(round(max(1.0, value / alone if alone else 1.0, *curve[-1:]), 3))
     return curve
 
@@ -230,7 +218,7 @@ def measure_profile(
     load = os.getloadavg()[0]
     return {
         "format": FORMAT,
-        "origin": f"Measured by `cloister profile` on one machine with {os.cpu_count()} cores, load average {load:.1f}, "
+        "origin": f"Measured by `cloister profile` on a machine with {os.cpu_count()} cores, load average {load:.1f}, "
         f"in simulated TEEs: {cold_runs} cold and warm starts and {hot_runs} hot requests a model, medians; slowdown "
         f"with {heaviest}. page_fault_us is an assumption: nothing pages in a simulated TEE.",
         "fleet": {

@@ -11,10 +11,11 @@ half the operator's rate. No other constant decides anything.
   instance longer than a switch would have taken (rent or buy), so a rare model is never starved.
 * **More** instances: every request adds the delay that one more instance would have spared it to an account that
   leaks with ``keep_alive_s``; when the account is worth an instance kept that long, one is started (rent or buy
-  again).
+  again). Whatever the knob says, one is started when those there would keep a request waiting for twice a cold start:
+  the waiting work then keeps it busy for as long as starting it took, so it costs at most as much again.
 * **Fewer** (:meth:`Adaptive.retire`): an instance pays rent, a second for each second, from the delay that it spared
-  compared with the next best instance. It goes when it cannot pay, or when the gaps seen between requests of its
-  models say that waiting for the next costs more than it spares.
+  compared with the next best instance. It is kept idle at least as long as its start took. Then it goes when it cannot
+  pay, or when the gaps seen between requests of its models say that waiting for the next costs more than it spares.
 """
 
 from __future__ import annotations
@@ -275,8 +276,8 @@ class Adaptive:
         account = state.fleet.plus(avoidable, now, fleet.keep_alive_s)
         start: tuple[Start, ...] = ()
         none_up = len(snapshot.order) == snapshot.spares
-        overdue = waited >= fleet.keep_alive_s and snapshot.backlog > pending
-        if snapshot.room > 0 and (none_up or overdue or self._pays(snapshot, model, account)):
+        crowded = snapshot.backlog > pending and (waited >= fleet.keep_alive_s or expected >= 2 * cold)
+        if snapshot.room > 0 and (none_up or crowded or self._pays(snapshot, model, account)):
             start, account = (Start(POOL, (model.id,)),), Account(0.0, now)
         patience = option.cost if option is not None else cold
         state = replace(state, fleet=account)
@@ -293,12 +294,12 @@ class Adaptive:
         Not before its requests together waited as long as that makes others wait (rent or buy once more): the instance
         runs empty, loads this model and afterwards what it had, and meanwhile its share of the others' queue stands.
         """
-        if snapshot.holders.get(model.id) or any(state.reserved[i] == model.id for i in state.reserved):
+        if any(state.reserved[i] == model.id for i in state.reserved):
             return state
         ready = [
             there
             for there in snapshot.instances.several(snapshot.order)
-            if there.state is InstanceState.READY and there.id not in state.reserved
+            if there.state is InstanceState.READY and there.id not in state.reserved and model.id not in there.residents
         ]
         if not ready:
             return state
@@ -314,9 +315,10 @@ class Adaptive:
     def pull(
         self, snapshot: Snapshot, state: AdaptiveState, instance: str, now: float
     ) -> tuple[str | None, AdaptiveState]:
-        """The waiting model whose head is due first: its arrival, plus what loading it here costs, plus its service.
+        """The waiting model whose head is due first: its arrival, plus its service, plus what loading it here costs.
 
-        Short ones go ahead of long ones of the same age, which is what keeps the mean low; age wins in the end.
+        Short ones go ahead of long ones of the same age, which is what keeps the mean low; age wins in the end. A model
+        for which there is room is due when it came: its load pushes nobody out, and the other slots work meanwhile.
         """
         there = snapshot.instances[instance]
         wanted = state.reserved.get(instance)
@@ -342,7 +344,8 @@ class Adaptive:
             cost = self._cost_here(snapshot, there, name, now) if (looked := looked + 1) <= LOOK else None
             if cost is None:
                 continue
-            here = (round(queue.head_arrived + short + cost, 6), holders)  # equal but for rounding: a tie
+            pushes = not fits_beside(snapshot, there, snapshot.models[name])
+            here = (round(queue.head_arrived + (short + cost if pushes else 0.0), 6), holders)  # rounded: ties
             for_hot, _ = self._wait_s(snapshot, snapshot.models[name])
             if here >= due or for_hot < cost - (now - queue.head_arrived):
                 continue
@@ -406,7 +409,13 @@ class Adaptive:
         if self._tilt == inf or snapshot.backlog:
             return (), state
         ready = [there for there in snapshot.instances.several(snapshot.order) if there.state is InstanceState.READY]
-        idle = [there for there in ready if not there.in_flight and there.id not in state.reserved]
+        idle = [
+            there
+            for there in ready
+            if not there.in_flight
+            and there.id not in state.reserved
+            and now - max(there.last_used, there.expected_at) >= there.expected_at - there.launched_at
+        ]
         going: list[tuple[float, str]] = []
         surplus: list[tuple[float, str]] = []
         for there in idle:
