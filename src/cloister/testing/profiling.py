@@ -1,8 +1,8 @@
 """Measures a cost profile (docs/reference/profile.md) on this machine: a local cloud, real requests, its own stages.
 
-Each stage is what the runtime or the gateway said it took, median of several. What no stage has is added where it
-belongs, so that the profile's sums are what a user waited: to ``sandbox_start`` what a cold request took beyond a warm
-one, to ``engine_init`` what a warm one took beyond a hot one, to ``overhead_ms`` what a hot one took beyond its stages.
+Each stage is what the runtime or the gateway said it took, median of several; ``sandbox_start`` is what a start took, from the
+gateway's command to readiness, beyond ``runtime_init``. What no stage has is added where it belongs: to ``engine_init``
+what a warm request took beyond a hot one, to ``overhead_ms`` what a hot one took beyond its stages.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ class Bench:
     def publish(self, name: str, source: Path) -> None:
         """Pack, publish, grant, consent, and make inputs."""
         policy = self.cloud.runtime_policy()
-        version = self.owner.next_version(name)
-        packed = self.cloud.folder / f"{name}-v{version}.packed"
-        self.owner.pack(source, packed, name=name, version=version)
+        packed = self.cloud.folder / f"{name}.packed"
+        self.owner.pack(source, packed, name=name)
         self.owner.publish(packed)
         self.owner.grant(name, self.user.account.identity.id, policy)
         model = self.owner.own_model(name)
@@ -134,7 +133,7 @@ class Costs:
 
 def measure_model(there: Bench, name: str, *, cold_runs: int = COLD_RUNS, hot_runs: int = HOT_RUNS) -> Costs:
     """Cold, warm and hot requests of one model, by itself."""
-    cold, warm, starts = [], [], []
+    warm, starts = [], []
     told: dict[str, list[float]] = {}
 
     def hear(outputs: Outputs, names: Sequence[str]) -> None:
@@ -146,9 +145,8 @@ def measure_model(there: Bench, name: str, *, cold_runs: int = COLD_RUNS, hot_ru
     for _ in range(cold_runs):
         there.operator.stop_instances()
         before = there.operator.starts()
-        took, outputs = there.infer(name)
+        _, outputs = there.infer(name)
         after = there.operator.starts()
-        cold.append(took)
         starts.append(1000 * (after[0] - before[0]) / max(1, after[1] - before[1]))
         hear(outputs, ("runtime_init", "attest"))
         there.operator.stop_instances()
@@ -164,9 +162,9 @@ def measure_model(there: Bench, name: str, *, cold_runs: int = COLD_RUNS, hot_ru
     stages = {stage: median(told.get(stage, [0.0])) for stage in STAGES}
     stages["response_encrypt"] = there.operator.stages().get(("response_encrypt", "hot"), 0.0)
     service = sum(stages[stage] for stage in SERVICE_STAGES)
-    load, wait = median(warm) - median(hot), median(cold) - median(warm)
+    load = median(warm) - median(hot)
     stages["engine_init"] += max(0.0, load - sum(stages[stage] for stage in LOAD_STAGES))
-    stages["sandbox_start"] = max(0.0, wait - stages["runtime_init"] - stages["attest"])
+    stages["sandbox_start"] = max(0.0, median(starts) - stages["runtime_init"])
     known = next(item for item in there.operator.status()["models"] if item["id"] == str(there.models[name][0]))
     return Costs(float(known["memory_mb"]), stages, max(0.0, median(hot) - service), tuple(hot))
 
