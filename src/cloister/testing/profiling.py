@@ -1,8 +1,8 @@
 """Measures a cost profile (docs/reference/profile.md) on this machine: a local cloud, real requests, its own stages.
 
-Each stage is what the runtime or the gateway said it took, median of several; ``sandbox_start`` is what a start took, from the
-gateway's command to readiness, beyond ``runtime_init``. What no stage has is added where it belongs: to ``engine_init``
-what a warm request took beyond a hot one, to ``overhead_ms`` what a hot one took beyond its stages.
+Each stage is what the runtime or the gateway said it took, median of several; ``sandbox_start`` is what a start took,
+from the gateway's command to readiness, beyond ``runtime_init``. What no stage has is added where it belongs: to
+``engine_init`` what a warm request took beyond a hot one, to ``overhead_ms`` what a hot one took beyond its stages.
 """
 
 from __future__ import annotations
