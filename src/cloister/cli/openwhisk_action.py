@@ -4,8 +4,9 @@
 
 It takes no options of a runtime: those are the action's init parameters, named like the options of `cloister runtime`
 (CLOISTER_KEYSERVICE for --keyservice, CLOISTER_BUNDLE_ROOT for --bundle-root, ...; `true` for an option without a
-value). Where an option takes a file, `base64:...` is its content. CLOISTER_PAYLOADS names the store for bodies that
-the platform does not carry. Variables of the process's own environment count where /init brings none.
+value). Where an option takes a file, `base64:...` is its content. CLOISTER_MAX_RESULT says how many bytes the platform
+carries, CLOISTER_PAYLOADS names the store for larger bodies. Variables of the process's own environment count where
+/init brings none.
 docs/how-to/openwhisk.md goes through all of it.
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "CLOISTER_"
 PAYLOADS: Final = "CLOISTER_PAYLOADS"
+RESULT_LIMIT: Final = "CLOISTER_MAX_RESULT"
 INLINE: Final = "base64:"
 DEFAULT_LISTEN: Final = "0.0.0.0:8080"  # where the platform looks for it
 _NOT_HERE: Final = frozenset({"listen", "drain", "show"})
@@ -40,9 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT|unix:PATH", help="default: %(default)s")
     parser.add_argument("--drain", type=float, default=30.0, metavar="S", help="after SIGTERM, for what is under way")
-    parser.add_argument(
-        "--max-result", type=int, default=1 << 20, metavar="BYTES", help="what the platform carries (%(default)s)"
-    )
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -65,7 +64,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
             lambda environment: compose({**os.environ, **environment}, clock),
             clock=clock,
             log=log,
-            max_result=args.max_result,
         )
 
     def announce(address: str) -> None:
@@ -104,9 +102,13 @@ def compose(environment: Mapping[str, str], clock: Clock) -> Setting:
     :raises CloisterError: they are not good enough, or what they name is not.
     """
     from cloister.runtime.openwhisk.app import Setting
+    from cloister.runtime.openwhisk.protocol import MAX_RESULT
 
     args = options(environment)
-    return Setting(runtime_command.compose_from(args, clock, "action"), environment.get(PAYLOADS, ""))
+    limit = environment.get(RESULT_LIMIT, str(MAX_RESULT))
+    if not limit.isascii() or not limit.isdigit() or not 1024 <= int(limit) <= 1 << 30:
+        raise InvalidInput("argument", f"{RESULT_LIMIT} is {limit[:20]!r}; bytes, 1024 to 1073741824, are accepted")
+    return Setting(runtime_command.compose_from(args, clock, "action"), environment.get(PAYLOADS, ""), int(limit))
 
 
 def _content(word: str) -> str:

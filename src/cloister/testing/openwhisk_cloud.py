@@ -51,8 +51,6 @@ class OpenWhiskCloud(LocalCloud):
         auth = self.folder / "openwhisk.auth"
         auth.write_text(AUTH + "\n")
         parameters = self.action_environment(keyservice)
-        if self.payloads:
-            parameters["CLOISTER_PAYLOADS"] = self.payloads
         local = super()._gateway_configuration(keyservice)
         return "\n".join(
             [

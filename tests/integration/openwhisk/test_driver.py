@@ -50,7 +50,7 @@ class Bench:
 
     async def open(self, *, store: bool = False, **changes: Any) -> None:
         if store:
-            changes |= {"payloads": self.payloads.url, "parameters": {"CLOISTER_PAYLOADS": self.payloads.url}}
+            changes["payloads"] = self.payloads.url
         self.platform = OpenWhiskPlatform(self.settings(**changes), MemoryLog())
         await self.platform.start("i-1", "g")
         ready = await asyncio.wait_for(anext(self.platform.events()), 60)
@@ -121,11 +121,14 @@ def test_an_action_is_made_as_configured() -> None:
         document = bench.cloud.actions["d-i-1"].document
         assert document["exec"] == {"kind": "blackbox", "image": "example/cloister:1", "code": "", "binary": False}
         assert document["limits"] == {"memory": 640, "timeout": 30_000, "logs": 10, "concurrency": 3}
-        assert {"key": "CLOISTER_X", "value": "y", "init": True} in document["parameters"]
+        assert document["parameters"] == [
+            {"key": "CLOISTER_MAX_RESULT", "value": "2097152", "init": True},
+            {"key": "CLOISTER_X", "value": "y", "init": True},
+        ]
         assert {"key": "provide-api-key", "value": False} in document["annotations"]
         assert all(pair["key"] != "web-export" for pair in document["annotations"])
 
-    run(body, memory_mb=640, timeout_s=30.0, concurrency=3, parameters={"CLOISTER_X": "y"})
+    run(body, memory_mb=640, timeout_s=30.0, concurrency=3, carries=2 * MIB, parameters={"CLOISTER_X": "y"})
 
 
 def test_an_invocation_that_is_queued_is_polled_for() -> None:

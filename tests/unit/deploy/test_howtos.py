@@ -23,5 +23,5 @@ def test_what_it_names_exists(name: str) -> None:
     for path in re.findall(r"`((?:deploy|tests|docs)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
     for variable in re.findall(r"CLOISTER_(?!OPENWHISK)([A-Z_]+)", text):
-        known = variable in ("PAYLOADS", "TEST_IMAGE") or f'"--{variable.lower().replace("_", "-")}"' in SOURCE
+        known = variable in ("PAYLOADS", "MAX_RESULT") or f'"--{variable.lower().replace("_", "-")}"' in SOURCE
         assert known, variable

@@ -67,6 +67,7 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path, content: str | None) -> N
         {"CLOISTER_ISOLATION": "none"},
         {"CLOISTER_NO_CO_TENANCY": "yes"},
         {"CLOISTER_BUNDLE": "base64:***"},
+        {"CLOISTER_MAX_RESULT": "1 MB"},
         {},
     ],
 )

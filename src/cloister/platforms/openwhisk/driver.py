@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 DEPLOYMENT: Final = "cloister-deployment"
 GROUP: Final = "cloister-group"
+# Init parameters that an action gets from the gateway's settings, where its own parameters do not say otherwise.
+PAYLOADS: Final = "CLOISTER_PAYLOADS"
+RESULT_LIMIT: Final = "CLOISTER_MAX_RESULT"
 RETRY_S: Final = 0.5  # between two attempts to start an action's first container
 SLOW_RETRY_S: Final = 5.0
 MAX_FAILURES: Final = 3  # containers that could not be initialised; whoever wants an instance may begin anew
@@ -149,6 +152,9 @@ class OpenWhiskPlatform:
         }
         if settings.concurrency > 1:
             limits["concurrency"] = settings.concurrency
+        parameters = {RESULT_LIMIT: str(settings.carries), **settings.parameters}
+        if settings.payloads:
+            parameters.setdefault(PAYLOADS, settings.payloads)
         return {
             "exec": {"kind": "blackbox", "image": settings.image, "code": "", "binary": False},
             "annotations": [
@@ -156,9 +162,7 @@ class OpenWhiskPlatform:
                 {"key": GROUP, "value": group},
                 {"key": "provide-api-key", "value": False},  # an action needs no key of the namespace
             ],
-            "parameters": [
-                {"key": key, "value": value, "init": True} for key, value in sorted(settings.parameters.items())
-            ],
+            "parameters": [{"key": key, "value": value, "init": True} for key, value in sorted(parameters.items())],
             "limits": limits,
         }
 

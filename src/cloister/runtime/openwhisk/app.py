@@ -27,10 +27,12 @@ class Setting:
     """What ``/init`` decides of an action.
 
     :param payloads: URL of the store for large bodies; empty for none.
+    :param max_result: bytes of a result that the platform carries.
     """
 
     runtime: Runtime
     payloads: str
+    max_result: int = MAX_RESULT
 
 
 class Action:
@@ -45,27 +47,26 @@ class Action:
         *,
         clock: Clock,
         log: EventLog,
-        max_result: int = MAX_RESULT,
     ) -> None:
         self._compose = compose
         self._runtime: Runtime | None = None
         self._house: asyncio.Task[None] | None = None
         self._client = AsyncHttpClient()
         self._store: PayloadStore | None = None
-        app = ActionApp(
+        self._app = ActionApp(
             self._begin,
             clock=clock,
             log=log,
             payloads=lambda: self._store,
-            max_result=max_result,
             stopping=lambda: self.server.draining,
         )
-        self.server = HttpServer(app, log=log, limits=ServerLimits(max_body=MAX_INIT))
+        self.server = HttpServer(self._app, log=log, limits=ServerLimits(max_body=MAX_INIT))
 
     async def _begin(self, environment: Mapping[str, str]) -> App:
         loop = asyncio.get_running_loop()
         setting = await loop.run_in_executor(None, self._compose, environment)
         runtime = self._runtime = setting.runtime
+        self._app.max_result = setting.max_result
         if setting.payloads:
             self._store = HttpPayloadStore(self._client, setting.payloads)
         await loop.run_in_executor(runtime.executor, partial(runtime.connect, process_age()))

@@ -49,6 +49,7 @@ class ActionApp:
     :param begin: makes the runtime, from the action's init parameters; raises what keeps it from serving.
     :param end_log: called once for each activation, before its answer is written.
     :param payloads: of large bodies; None where there is none.
+    :ivar max_result: bytes of a result that the platform carries; what begins the runtime may know better.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class ActionApp:
         self._payloads = payloads
         self._pool = pool or BufferPool()
         self._end_log = end_log
-        self._max_result = max_result
+        self.max_result = max_result
         self._stopping = stopping
         self._asked = False
         self._app: App | None = None
@@ -152,10 +153,10 @@ class ActionApp:
             told = await call_app(app, "GET", "/v1/status", pool=self._pool)
             status = protocol.parse_status(told)
         encoded = protocol.result(run, answer, status=status)
-        if len(encoded) <= self._max_result:
+        if len(encoded) <= self.max_result:
             return encoded
         if run.web or store is None or answer.status >= 400:
-            raise protocol.too_large(len(encoded), self._max_result, store=store is not None)
+            raise protocol.too_large(len(encoded), self.max_result, store=store is not None)
         name = (run.reference or secrets.token_hex(16)) + ".answer"
         await store.put(name, answer.body)
         return protocol.result(run, answer, status=status, stored=name)
