@@ -118,12 +118,12 @@ def feed_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of one model, in ms; ``hot_ms`` are latencies at the user."""
+    """Of one model, in ms; ``starts_ms`` is how long each start took."""
 
     memory_mb: float
     stages: dict[str, float]
     overhead_ms: float
-    hot_ms: tuple[float, ...]
+    starts_ms: tuple[float, ...]
 
     def as_json(self) -> dict[str, Any]:
         """An entry of the profile's ``models``."""
@@ -166,7 +166,7 @@ def measure_model(there: Bench, name: str, *, cold_runs: int = COLD_RUNS, hot_ru
     stages["engine_init"] += max(0.0, load - sum(stages[stage] for stage in LOAD_STAGES))
     stages["sandbox_start"] = max(0.0, median(starts) - stages["runtime_init"])
     known = next(item for item in there.operator.status()["models"] if item["id"] == str(there.models[name][0]))
-    return Costs(float(known["memory_mb"]), stages, max(0.0, median(hot) - service), tuple(hot))
+    return Costs(float(known["memory_mb"]), stages, max(0.0, median(hot) - service), tuple(starts))
 
 
 def measure_slowdown(there: Bench, name: str, most: int, *, runs: int = TOGETHER_RUNS) -> list[float]:
@@ -212,7 +212,9 @@ def measure_profile(
     heaviest = max(found, key=lambda name: (found[name].stages["inference"], name))
     progress(f"{heaviest}: up to {there.cloud.concurrency} at once")
     slowdown = measure_slowdown(there, heaviest, there.cloud.concurrency)
-    spread = median(pstdev([log(value / median(costs.hot_ms)) for value in costs.hot_ms]) for costs in found.values())
+    # The factor is on every duration. Starts decide it: they are seconds, and the noise of a request is milliseconds.
+    usual = {name: median(costs.starts_ms) for name, costs in found.items()}
+    spread = pstdev(log(ms / usual[name]) for name, costs in found.items() for ms in costs.starts_ms if ms > 0)
     load = os.getloadavg()[0]
     return {
         "format": FORMAT,
