@@ -245,6 +245,7 @@ def test_s9_a_sealed_object_is_taken_nowhere_but_where_it_belongs(world: Any, mo
 def test_s9_a_signature_of_one_service_is_no_signature_of_another(world: Any, model: Any) -> None:
     """A thief with an identity of his own and all that passed by: other users' keys, models and modes in his name."""
     scene = world.scene
+    world.check(model=model)  # there is an instance
     thief = scene.person("thief")
     mine = world.offer(f"thiefs-{model.name}", thief, mode=SERVICE_KEY)
     key = world.user.keys.key(model)
