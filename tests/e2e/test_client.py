@@ -135,6 +135,7 @@ def test_the_log_tells_both_parties_what_happened(alice: Client, bob: Client, mo
 
 
 def test_the_keyservice_may_restart(cloud: LocalCloud, bob: Client, model: ModelId) -> None:
+    check(bob, model)  # an instance is there, with keys that it may use for a while
     listen = cloud.keyservice_listen
     cloud.keyservice_listen = bob.profile.keyservice.removeprefix("http://")
     try:

@@ -15,6 +15,8 @@ SEALED_HEADERS: Final = (("content-type", REQUEST_MEDIA_TYPE),)
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 # An inference changes nothing, so it may be sent again, each time sealed anew.
 _AGAIN: Final = frozenset({"connect-failed", "no-answer", "deadline-exceeded", "client-overloaded", "answer-truncated"})
+# A rule of the owner's and not a hiccup: nobody waits for it silently, though the answer says when it ends.
+_NEVER_AGAIN: Final = frozenset({"quota-exhausted"})
 
 
 def content_of(answer: Answer) -> bytes:
@@ -30,6 +32,7 @@ def pause_before_next(error: Unavailable, attempt: int, left_s: float) -> float:
     :raises Unavailable: ``error`` itself, when sending again is not known to be safe or there is no time left.
     """
     pause = error.retry_after or _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
-    if (error.code not in _AGAIN and error.retry_after is None) or pause >= left_s:
+    again = error.code in _AGAIN or (error.retry_after is not None and error.code not in _NEVER_AGAIN)
+    if not again or pause >= left_s:
         raise error
     return pause

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from cloister.base.errors import FAMILIES, CloisterError, InvalidInput, Tampered, Unavailable
+from cloister.adapters.http.problem import from_problem
+from cloister.base.errors import CloisterError, InvalidInput, Tampered, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_REQUEST_BODY
 from cloister.base.secret import SecretBytes
@@ -217,16 +218,6 @@ def read_provenance(fields: Sequence[bhttp.Field]) -> Provenance:
 
 def inner_error(response: bhttp.Response) -> CloisterError:
     """The error of a problem+json inside the envelope."""
-    import json
-
-    try:
-        problem = json.loads(bytes(response.content))
-        code = str(problem["type"]).removeprefix("urn:cloister:error:")
-        family = FAMILIES.get(str(problem.get("title")), Unavailable)
-        hint = problem.get("hint")
-        details = {str(key): str(value) for key, value in problem.get("details", {}).items()}
-        return family(code, str(problem.get("detail", code)), hint=str(hint) if hint else None, details=details)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
-        return Unavailable(
-            "runtime-answer-malformed", f"the runtime answered with status {response.status} and no reason"
-        )
+    return from_problem(response.content) or Unavailable(
+        "runtime-answer-malformed", f"the runtime answered with status {response.status} and no reason"
+    )

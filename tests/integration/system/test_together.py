@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -120,17 +121,20 @@ def test_sixteen_clients_share_one_copy_of_each_of_three_models(together: Togeth
     together.clients[0].infer(tiny, {"x": np.ones((1, 3), np.float32)})
     (instance,) = scene.instances()
     before = pss_mb(instance.pid)
-    together.all_ask(1)
-    once = pss_mb(instance.pid)
-    together.all_ask(4)
+    rounds = [before]
+    for _ in range(5):
+        together.all_ask(1)
+        rounds.append(pss_mb(instance.pid))
     assert [there.pid for there in scene.instances()] == [instance.pid], "one instance served them all"
     status = scene.get(instance.address, "/v1/status")
     assert len(status["models"]) == 4
     weights = sum(offered.weights_mb for offered in together.models)
-    after = pss_mb(instance.pid)
+    after = rounds[-1]
     # A second copy of each would be `weights` more; what sixteen requests hold beside (tensors, engine memory) is not.
     assert after - before < 1.5 * weights + 20, f"{after - before:.0f} MB for {weights:.0f} MB of weights"
-    assert after - once < 15, f"{after - once:.0f} MB more after four times as many requests"
+    # Buffers come as more requests meet; but if requests kept what they use (10 MB of images), every round would grow.
+    growth = [later - sooner for sooner, later in pairwise(rounds)]
+    assert min(growth) < 5, f"each round of requests took {[round(grown) for grown in growth]} MB more"
 
 
 def test_no_request_is_lost_when_the_instance_is_killed(together: Together) -> None:

@@ -26,6 +26,7 @@ from cloister.client.inference import (
 )
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
+from cloister.runtime.messages import problem_answer
 from cloister.wire import bhttp, envelope, oip
 from cloister.wire.provisioning import ServiceKeyEndorsement
 from cloister.wire.statements import identity_id, key_commitment
@@ -156,9 +157,21 @@ def test_an_unknown_inner_error_is_still_ours() -> None:
     assert (type(error), error.code, error.hint) == (InvalidInput, "input-missing", "h")
 
 
+def test_when_to_come_again_is_told_inside_too() -> None:
+    told = problem_answer(Unavailable("lease-ended", "the lease of these keys has ended", retry_after=0.0))
+    error = inner_error(bhttp.Response(told.status, told.fields, memoryview(told.parts[0])))
+    assert isinstance(error, Unavailable)
+    assert (error.code, error.retry_after) == ("lease-ended", 0.0)
+    assert 0 < pause_before_next(error, 0, 10.0) < 1
+
+
 def test_only_what_is_safe_is_sent_again() -> None:
     assert pause_before_next(Unavailable("runtime-full", "m", retry_after=0.5), 0, 10.0) == 0.5
     assert pause_before_next(Unavailable("connect-failed", "m"), 3, 10.0) > 0
-    for error, left in ((Unavailable("model-not-found", "m"), 10.0), (Unavailable("x-y", "m", retry_after=5.0), 4.0)):
+    for error, left in (
+        (Unavailable("model-not-found", "m"), 10.0),
+        (Unavailable("x-y", "m", retry_after=5.0), 4.0),
+        (Unavailable("quota-exhausted", "m", retry_after=5.0), 60.0),
+    ):
         with pytest.raises(Unavailable):
             pause_before_next(error, 0, left)

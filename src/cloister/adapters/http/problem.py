@@ -78,18 +78,31 @@ def from_response(status: int, headers: Headers, body: Buffer) -> CloisterError:
 
     The text comes from the network: bounded, and without control characters.
     """
-    problem = _parse(headers, body)
+    problem: dict[str, object] = {}
+    if headers.get("content-type").partition(";")[0].strip().lower() == MEDIA_TYPE:
+        problem = _parse(body)
+    seconds = headers.get("retry-after")
+    retry_after = float(seconds) if re.fullmatch(r"[0-9]{1,5}", seconds) else None
+    return _read(problem, retry_after) or Unavailable(
+        "bad-gateway-answer",
+        f"status {status} without a problem description",
+        retry_after=_seconds(problem, retry_after),
+        hint="Something between here and the service answered in its place.",
+    )
+
+
+def from_problem(body: Buffer) -> CloisterError | None:
+    """The error that a problem of ours tells of, wherever it travelled; ``None`` when it is none."""
+    return _read(_parse(body), None)
+
+
+def _read(problem: dict[str, object], retry_after: float | None) -> CloisterError | None:
     kind, family = _text(problem.get("type")), FAMILIES.get(_text(problem.get("title")))
     code = kind.removeprefix(TYPE_PREFIX)
-    retry_after = _retry_after(headers, problem)
     if not kind.startswith(TYPE_PREFIX) or len(code) > _MAX_CODE or _CODE.fullmatch(code) is None:
-        return Unavailable(
-            "bad-gateway-answer",
-            f"status {status} without a problem description",
-            retry_after=retry_after,
-            hint="Something between here and the service answered in its place.",
-        )
-    message = _text(problem.get("detail")) or f"status {status}"
+        return None
+    retry_after = _seconds(problem, retry_after)
+    message = _text(problem.get("detail")) or f"the service says {code}"
     hint = _text(problem.get("hint")) or None
     if family is None:  # a fault of the service, "internal"
         return Unavailable(code, message, retry_after=retry_after, hint=hint)
@@ -102,8 +115,8 @@ def from_response(status: int, headers: Headers, body: Buffer) -> CloisterError:
     return family(code, message, hint=hint, details=details)
 
 
-def _parse(headers: Headers, body: Buffer) -> dict[str, object]:
-    if headers.get("content-type").partition(";")[0].strip().lower() != MEDIA_TYPE or len(body) > MAX_PROBLEM:
+def _parse(body: Buffer) -> dict[str, object]:
+    if len(body) > MAX_PROBLEM:
         return {}
     import json
 
@@ -120,9 +133,8 @@ def _text(value: object) -> str:
     return "".join(character if character.isprintable() else " " for character in value[:_MAX_TEXT])
 
 
-def _retry_after(headers: Headers, problem: dict[str, object]) -> float | None:
+def _seconds(problem: dict[str, object], otherwise: float | None) -> float | None:
     value = problem.get("retry_after")
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 86400:
         return float(value)
-    seconds = headers.get("retry-after")
-    return float(seconds) if re.fullmatch(r"[0-9]{1,5}", seconds) else None
+    return otherwise
