@@ -13,7 +13,7 @@ from typing import Any
 
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import ModelId
-from cloister.cli.account import add_account_options, add_owner_option, open_client, resolve_user
+from cloister.cli.account import add_account_options, add_owner_option, open_client, resolve_model, resolve_user
 from cloister.cli.output import Output, as_json
 from cloister.client.client import Client
 from cloister.client.explain import failure
@@ -59,7 +59,7 @@ def _why(args: argparse.Namespace, out: Output, client: Client) -> int:
     if not args.model:
         raise InvalidInput("model-missing", "why which model?", hint="cloister access why OWNER/NAME")
     user = resolve_user(args, args.user) if args.user else client.account.identity.id
-    target: str | ModelId = args.model
+    target: str | ModelId = resolve_model(args, args.model)
     if args.user and "/" not in args.model:
         target = client.own_model(args.model)
     answer = client.why(target, user)

@@ -68,6 +68,15 @@ def resolve_user(args: argparse.Namespace, text: str) -> bytes:
     )
 
 
+def resolve_model(args: argparse.Namespace, text: str) -> str:
+    """``OWNER/NAME``, where OWNER may be an identity in the same folder; a name alone stays as it is.
+
+    :raises InvalidInput: ``user-unknown``.
+    """
+    owner, slash, name = text.partition("/")
+    return f"{resolve_user(args, owner).hex()}/{name}" if slash else text
+
+
 def add_validity_options(parser: argparse.ArgumentParser) -> None:
     """``--from`` and ``--until``."""
     times = "a date (2027-01-31, UTC), Unix seconds, or a duration from now (90d, 12h, 30m)"

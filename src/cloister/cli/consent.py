@@ -11,14 +11,23 @@ from pathlib import Path
 
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import parse_id
-from cloister.cli.account import add_account_options, add_validity_options, open_client, read_policy, validity_of
+from cloister.cli.account import (
+    add_account_options,
+    add_validity_options,
+    open_client,
+    read_policy,
+    resolve_model,
+    validity_of,
+)
 from cloister.cli.output import Output
 from cloister.wire.statements import REQUEST_KEY, SERVICE_KEY
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("model", help="OWNER/NAME, as `cloister access list` shows it")
+    parser.add_argument(
+        "model", help="OWNER/NAME, as in `cloister access list`; OWNER's name where her identity is"
+    )
     parser.add_argument("--policy", type=Path, help="which runtimes may see your requests")
     parser.add_argument("--manifest", help="only this version (64 hexadecimal digits); default: any by this owner")
     parser.add_argument(
@@ -31,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Say the consent, or rotate its key."""
+    args.model = resolve_model(args, args.model)
     if args.rotate_key:
         with open_client(args) as client:
             acknowledged = client.rotate_request_key(args.model)

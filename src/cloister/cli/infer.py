@@ -17,7 +17,7 @@ import numpy as np
 
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.limits import MAX_REQUEST_BODY
-from cloister.cli.account import add_account_options, open_client
+from cloister.cli.account import add_account_options, open_client, resolve_model
 from cloister.cli.output import Output
 from cloister.client.exchange import DEADLINE_S
 from cloister.client.files import read_public
@@ -42,11 +42,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Infer once."""
     arrays = read_inputs(args.input)
+    model = resolve_model(args, args.model)
     with open_client(args) as client:
         if "" in arrays:
-            name = args.input_name or _only_input(client.metadata(args.model, deadline_s=args.deadline))
+            name = args.input_name or _only_input(client.metadata(model, deadline_s=args.deadline))
             arrays = {name: arrays[""]}
-        outputs = client.infer(args.model, arrays, deadline_s=args.deadline)
+        outputs = client.infer(model, arrays, deadline_s=args.deadline)
     if args.output:
         try:
             np.savez(args.output, **outputs)  # type: ignore[arg-type]  # the stub confuses names with allow_pickle

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from cloister.cli.account import add_account_options, add_owner_option, open_client, resolve_user
+from cloister.cli.account import add_account_options, add_owner_option, open_client, resolve_model, resolve_user
 from cloister.cli.output import Output
 
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Say the revocation."""
     with open_client(args) as client:
         if args.consent:
-            acknowledged = client.revoke_consent(args.model)
+            acknowledged = client.revoke_consent(resolve_model(args, args.model))
         else:
             acknowledged = client.revoke(args.model, resolve_user(args, args.user))
     out.result({"model": args.model, "entry": acknowledged["entry"]}, f"revoked; log entry {acknowledged['entry']}")
