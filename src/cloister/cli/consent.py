@@ -25,9 +25,7 @@ from cloister.wire.statements import REQUEST_KEY, SERVICE_KEY
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument(
-        "model", help="OWNER/NAME, as in `cloister access list`; OWNER's name where her identity is"
-    )
+    parser.add_argument("model", help="OWNER/NAME, as in `cloister access list`; OWNER's name where her identity is")
     parser.add_argument("--policy", type=Path, help="which runtimes may see your requests")
     parser.add_argument("--manifest", help="only this version (64 hexadecimal digits); default: any by this owner")
     parser.add_argument(
