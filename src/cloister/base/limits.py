@@ -71,6 +71,11 @@ CONFIRM_RETRY_S: Final = 1.0  # after a witness failed
 WITNESS_DEADLINE_S: Final = 5.0  # for one exchange with a witness
 HEAD_FRESHNESS_S: Final = 120  # how old a co-signature may be for a caller: twelve intervals
 
+# --- replicas of the KeyService (clauses 13.14 ff.) ---
+MAX_REPLICAS: Final = 7  # an entry waits for the slowest of a majority; more make it slower and no safer
+JOIN_PATIENCE_S: Final = 60.0  # how long one that starts asks its peers for the root secret
+JOIN_RETRY_S: Final = 1.0
+
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*
 MAX_VERSION: Final = 32

@@ -1,10 +1,12 @@
 """Make, run and look at a KeyService.
 
     cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE]
+    cloister keyservice join   --state DIR --from URL [--keyservice ID] [the options of `run`]
     cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
     cloister keyservice status --state DIR | --address URL
 
 `init` makes the root secret, sealed to this code and this configuration, and prints what a trust bundle must name.
+`join` gets the root secret from a running one of the same code and configuration, after mutual attestation.
 `run` serves until it is told to stop (SIGTERM finishes what is under way). `status` asks a running one.
 """
 
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.ids import ID_LENGTH
 from cloister.cli.output import Output
 
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ DEFAULT_LISTEN: Final = "127.0.0.1:8440"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("action", choices=("init", "run", "status"), help="what to do")
+    parser.add_argument("action", choices=("init", "join", "run", "status"), help="what to do")
     parser.add_argument("--state", type=Path, metavar="DIR", help="where root secret and store are")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default {DEFAULT_LISTEN}")
     parser.add_argument(
@@ -56,6 +59,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="run: where a witness of the configuration answers; once for each",
     )
+    parser.add_argument(
+        "--from",
+        dest="giver",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="join: one that runs; may repeat",
+    )
+    parser.add_argument("--keyservice", metavar="ID", help="join: the only KeyService to join, in hexadecimal")
     parser.add_argument("--address", metavar="URL", help="of a running KeyService, for status")
 
 
@@ -64,6 +76,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     match args.action:
         case "init":
             return _init(args, out)
+        case "join":
+            return _join(args, out)
         case "run":
             return _run(args, out)
         case _:
@@ -98,6 +112,10 @@ def _init(args: argparse.Namespace, out: Output) -> int:
     state: Path = _need(args, "state")
     settings, clock = read_settings(args.configuration), SystemClock()
     tee = _tee(args, settings, clock)
+    if tee.sealer is None:
+        raise Unavailable(
+            "sealing-unavailable", f"{tee.attester.tee.value} has no sealing key to keep the root secret with"
+        )
     root = initialise(state, tee, settings, clock)
     out.result(
         {
@@ -113,6 +131,50 @@ def _init(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
+def _join(args: argparse.Namespace, out: Output) -> int:
+    from cloister.adapters.clock import SystemClock
+    from cloister.adapters.collateral.configured import open_collateral
+    from cloister.adapters.http.blocking import HttpClient
+    from cloister.adapters.keyservice import HttpTransport
+    from cloister.adapters.tee.endorsing import EndorsingAttester
+    from cloister.keyservice.app import read_settings, trust_bundle
+    from cloister.keyservice.joining import Joining, join
+
+    state: Path = _need(args, "state")
+    settings, clock = read_settings(args.configuration), SystemClock()
+    tee = _tee(args, settings, clock)
+    if tee.sealer is None:
+        raise InvalidInput(
+            "argument",
+            f"{tee.attester.tee.value} has no sealing key to keep the root secret with",
+            hint="`cloister keyservice run --peer URL` joins at every start.",
+        )
+    collateral = open_collateral(args.collateral, settings.anchors(), clock)
+    if args.collateral:
+        tee = replace(tee, attester=EndorsingAttester(tee.attester, collateral))
+    bundle = trust_bundle(args.bundle, settings, clock)
+    if bundle is None:
+        raise InvalidInput("bundle-missing", "replicas judge each other by the trust bundle; say --bundle FILE")
+    client = HttpClient(clock)
+    try:
+        givers = [HttpTransport(client, address) for address in args.giver]
+        root = join(state, tee, settings, Joining(givers, bundle, collateral, _id(args.keyservice)), clock)
+    finally:
+        client.close()
+    out.result({"keyservice": root.id.hex(), "log_key": root.log_key.public_key.hex(), "state": str(state)})
+    return 0
+
+
+def _id(text: str | None) -> bytes | None:
+    try:
+        found = None if text is None else bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if found is not None and len(found) != ID_LENGTH:
+        raise InvalidInput("argument", f"--keyservice takes {2 * ID_LENGTH} hexadecimal digits")
+    return found
+
+
 def _run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
     from cloister.adapters.collateral.configured import open_collateral
@@ -120,7 +182,8 @@ def _run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.process import raise_file_limit
     from cloister.adapters.process import run as run_loop
     from cloister.adapters.tee.endorsing import EndorsingAttester
-    from cloister.keyservice.app import bundle_reader, read_settings, serve
+    from cloister.keyservice.app import read_settings, serve, trust_bundle
+    from cloister.keyservice.joining import find_root
 
     state: Path = _need(args, "state")
     host, port = _listen(args.listen)
@@ -131,17 +194,20 @@ def _run(args: argparse.Namespace, out: Output) -> int:
     if args.collateral:  # clients then need no source of their own
         tee = replace(tee, attester=EndorsingAttester(tee.attester, collateral))
     raise_file_limit()
+    events = JsonLog(clock, service="keyservice")
+    root = find_root(state, tee, settings, None, clock=clock, events=events)
     run_loop(
         serve(
             state,
+            root,
             tee,
             settings,
             host=host,
             port=port,
             clock=clock,
             collateral=collateral,
-            bundle_digest=bundle_reader(args.bundle, settings, clock),
-            events=JsonLog(clock, service="keyservice"),
+            bundle=trust_bundle(args.bundle, settings, clock),
+            events=events,
             witnesses=args.witness,
             tls=_tls(args),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),

@@ -32,6 +32,8 @@ class Context(StrEnum):
     KEYSERVICE_HEAD = "cloister/v1/keyservice-head"
     KEYSERVICE_CALL = "cloister/v1/keyservice-call"
     KEYSERVICE_REPLY = "cloister/v1/keyservice-reply"
+    HANDOVER_EVIDENCE = "cloister/v1/keyservice-handover-evidence"
+    HANDOVER = "cloister/v1/keyservice-handover"
     RUNTIME_EVIDENCE = "cloister/v1/runtime-evidence"
     RUNTIME_PRESENCE = "cloister/v1/runtime-presence"
     CHALLENGE = "cloister/v1/challenge"

@@ -15,7 +15,7 @@ from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import Registry
 from cloister.adapters.witness import HttpWitness, WitnessPort
-from cloister.attest.bundle import open_bundle
+from cloister.attest.bundle import TrustBundle, open_bundle
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.types import Attester, CollateralSource, Sealer, TeeType
 from cloister.base.clock import Clock
@@ -25,9 +25,10 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.anchor import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
+from cloister.keyservice.handover import Donor
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.releases import Releases
-from cloister.keyservice.root import Root, make_root, open_root
+from cloister.keyservice.root import Root, make_root, new_root
 from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
@@ -50,10 +51,13 @@ DRAIN_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Tee:
-    """Where it runs: evidence, sealing, and what the evidence says of the code."""
+    """Where it runs: evidence, sealing, and what the evidence says of the code.
+
+    :param sealer: ``None`` where the TEE has no key that survives a restart: a replica's root secret is in memory only.
+    """
 
     attester: Attester
-    sealer: Sealer
+    sealer: Sealer | None
     measurement: bytes
 
 
@@ -104,21 +108,22 @@ def simulated_tee(key_file: Path, settings: Settings, clock: Clock) -> Tee:
 
 
 def hardware_tee(settings: Settings) -> Tee:
-    """The TEE of this machine, whichever it is; never simulation.
+    """The TEE of this machine, whichever it is; never simulation. One of several replicas needs no sealing key.
 
     :raises Unavailable: ``evidence-unavailable``, ``sealing-unavailable``.
     :raises Refused: ``tee-ambiguous``. :raises Tampered: ``evidence-device-lied``.
     """
     from cloister.adapters.tee.open import open_tee
 
-    found = open_tee(settings.measured().digest)
+    found = open_tee(settings.measured().digest, sealing_needed=not settings.replicas)
     return Tee(found.attester, found.sealer, found.measurement)
 
 
-def bundle_reader(path: Path | None, settings: Settings, clock: Clock) -> Callable[[], bytes]:
-    """The digest of the trust bundle in use, read anew each time; zeros where none is configured.
+def trust_bundle(path: Path | None, settings: Settings, clock: Clock) -> Callable[[], TrustBundle] | None:
+    """The trust bundle in use, read anew each time; ``None`` where none is configured.
 
-    :raises InvalidInput: ``bundle-missing`` when the configuration names a bundle root and there is no file.
+    :raises InvalidInput: ``bundle-missing`` when the configuration names a bundle root and there is no file;
+        ``bundle-unexpected`` the other way round.
     """
     if not settings.bundle_root:
         if path is not None:
@@ -127,13 +132,13 @@ def bundle_reader(path: Path | None, settings: Settings, clock: Clock) -> Callab
                 "a trust bundle was given, but the configuration names no bundle_root",
                 hint="Add bundle_root to the KeyService's configuration; it is measured.",
             )
-        return lambda: NO_BUNDLE
+        return None
     if path is None:
         raise InvalidInput("bundle-missing", "the configuration names a bundle_root; say --bundle FILE")
 
     newest = settings.bundle_version
 
-    def read() -> bytes:
+    def read() -> TrustBundle:
         nonlocal newest
         try:
             with path.open("rb") as file:
@@ -142,13 +147,15 @@ def bundle_reader(path: Path | None, settings: Settings, clock: Clock) -> Callab
             raise Unavailable("bundle-unreadable", f"{path} cannot be read: {error.strerror}") from error
         bundle = open_bundle(data, settings.bundle_root, newest, clock.now())
         newest = bundle.version  # attestation.md 10.2: whoever owns the file does not bring an older one back
-        return bundle.digest
+        return bundle
 
     return read
 
 
 def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock) -> Root:
     """Make a new KeyService in a directory: root secret, store, first log entry.
+
+    Without a sealing key the root secret is in what is returned only.
 
     :raises Refused: ``state-exists``. :raises Unavailable: ``state-unwritable``, ``store-...``.
     """
@@ -158,7 +165,7 @@ def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock) -> Root:
         raise Unavailable("state-unwritable", f"{state} cannot be made: {error.strerror}") from error
     if (state / STORE_FILE).exists():
         raise Refused("state-exists", f"{state} holds a KeyService already")
-    root = make_root(state / ROOT_FILE, tee.sealer)
+    root = new_root() if tee.sealer is None else make_root(state / ROOT_FILE, tee.sealer)
     ledger = begin(SqliteRows(state / STORE_FILE), root, settings, clock)
     ledger.close()
     return root
@@ -185,15 +192,19 @@ def assemble(
     bundle_digest: Callable[[], bytes],
     events: EventLog,
     witnesses: Sequence[WitnessPort] = (),
+    bundle: Callable[[], TrustBundle] | None = None,
 ) -> Assembled:
     """Everything but the transport.
 
     :param witnesses: how to reach those of the settings.
-    :raises InvalidInput: ``witness-addresses``.
+    :param bundle: the trust bundle whose digest that is; replicas need it.
+    :raises InvalidInput: ``witness-addresses``, ``bundle-missing``.
     :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
     """
     anchor: Anchor = Unanchored()
     try:
+        if settings.replicas and bundle is None:
+            raise InvalidInput("bundle-missing", "replicas judge each other by the trust bundle; say --bundle FILE")
         anchor = make_anchor(settings, root, witnesses, clock, events)
         ledger = Ledger(SealedStore(rows, root.store_key, root.id), clock, anchor)
         ledger.require_genesis(root.id)
@@ -233,6 +244,7 @@ def assemble(
         events=events,
         telemetry=telemetry,
         anchor=anchor,
+        donor=make_donor(settings, root, ledger=ledger, epochs=epochs, bundle=bundle, collateral=collateral),
     )
     observe_anchor(registry, anchor)
     return Assembled(service, ledger, releases, telemetry, root)
@@ -264,8 +276,31 @@ def make_anchor(
     )
 
 
+def make_donor(
+    settings: Settings,
+    root: Root,
+    *,
+    ledger: Ledger,
+    epochs: Epochs,
+    bundle: Callable[[], TrustBundle] | None,
+    collateral: CollateralSource,
+) -> Donor | None:
+    """Who hands the root secret to further replicas, where there are any (clause 13.15)."""
+    if not settings.replicas or bundle is None:
+        return None
+    return Donor(
+        root,
+        configuration=settings.measured(),
+        own=lambda: epochs.current().description,
+        bundle=bundle,
+        collateral=collateral,
+        now=ledger.now,
+    )
+
+
 async def serve(
     state: Path,
+    root: Root,
     tee: Tee,
     settings: Settings,
     *,
@@ -273,7 +308,7 @@ async def serve(
     port: int,
     clock: Clock,
     collateral: CollateralSource,
-    bundle_digest: Callable[[], bytes],
+    bundle: Callable[[], TrustBundle] | None,
     events: EventLog,
     ready: Callable[[str], None],
     tls: ssl.SSLContext | None = None,
@@ -285,7 +320,6 @@ async def serve(
     :param tls: to speak TLS; calls are sealed with and without it.
     :param witnesses: addresses of those in the settings.
     """
-    root = open_root(state / ROOT_FILE, tee.sealer)
     client = HttpClient(clock)
     assembled = assemble(
         SqliteRows(state / STORE_FILE),
@@ -294,7 +328,8 @@ async def serve(
         settings,
         clock=clock,
         collateral=collateral,
-        bundle_digest=bundle_digest,
+        bundle_digest=(lambda: NO_BUNDLE) if bundle is None else (lambda: bundle().digest),
+        bundle=bundle,
         events=events,
         witnesses=[HttpWitness(client, address) for address in witnesses],
     )

@@ -31,32 +31,42 @@ class Root:
     :param id: the KeyService's id.
     :param log_key: signs status, heads, receipts and endorsements.
     :param store_key: from which the store's records are sealed.
+    :param secret: the root secret itself, for replicas (clause 13.15) and for sealing.
     """
 
     id: bytes
     log_key: SigningKey
     store_key: SecretBytes
+    secret: SecretBytes
 
 
 def root_of(secret: SecretBytes) -> Root:
     """Derive everything from 32 secret bytes."""
     log_key = SigningKey.from_seed(SecretBytes(derive(Context.LOG_KEY, secret.reveal())))
     store_key = SecretBytes(derive(Context.STORE_KEY, secret.reveal()))
-    return Root(keyservice_id(log_key.public_key), log_key, store_key)
+    return Root(keyservice_id(log_key.public_key), log_key, store_key, secret)
+
+
+def new_root() -> Root:
+    """Of a fresh secret."""
+    return root_of(SecretBytes(secrets.token_bytes(32)))
 
 
 def make_root(path: Path, sealer: Sealer) -> Root:
-    """Make a root secret and write it to ``path``, sealed.
+    """A new one, written to ``path``; raises as :func:`keep_root`."""
+    root = new_root()
+    keep_root(path, root, sealer)
+    return root
+
+
+def keep_root(path: Path, root: Root, sealer: Sealer) -> None:
+    """Write the root secret to ``path``, sealed.
 
     :raises Refused: ``state-exists`` when there is one already: it is never overwritten.
     :raises Unavailable: ``state-unwritable``.
     """
-    secret = SecretBytes(secrets.token_bytes(32))
-    sealed = sealer.seal(
-        cbor.encode({"context": Context.SEALED_STATE.encode(), "version": _VERSION, "root": secret.reveal()})
-    )
-    write_new(path, sealed)
-    return root_of(secret)
+    content = {"context": Context.SEALED_STATE.encode(), "version": _VERSION, "root": root.secret.reveal()}
+    write_new(path, sealer.seal(cbor.encode(content)))
 
 
 def open_root(path: Path, sealer: Sealer) -> Root:

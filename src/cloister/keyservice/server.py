@@ -15,6 +15,7 @@ from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import KIB, MAX_CALL
+from cloister.keyservice.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
 from cloister.keyservice.service import NONCE_LENGTH, KeyService
 from cloister.keyservice.telemetry import Telemetry
 
@@ -50,6 +51,9 @@ class KeyServiceServer:
             "/v1/checkpoint": ("GET", self._checkpoint),
             "/v1/call": ("POST", self._call),
             "/v1/session": ("POST", self._session),
+            DESCRIPTION_PATH: ("GET", self._description),
+            CHALLENGE_PATH: ("POST", self._handover_challenge),
+            HANDOVER_PATH: ("POST", self._handover),
             "/healthz": ("GET", self._health),
             "/metrics": ("GET", self._metrics),
         }
@@ -111,6 +115,13 @@ class KeyServiceServer:
 
     async def _session(self, request: Request) -> Response:
         return await self._run(self._service.session, bytes(await request.body(MAX_CALL)))
+
+    async def _handover_challenge(self, request: Request) -> Response:
+        await request.body(0)
+        return Response(200, _MEDIA_TYPE, self._service.handover_challenge())
+
+    async def _handover(self, request: Request) -> Response:
+        return await self._run(self._service.hand_over, bytes(await request.body(MAX_CALL)))
 
     async def _run(self, call: Callable[[bytes], bytes], data: bytes) -> Response:
         return Response(200, _MEDIA_TYPE, await self._workers.run(call, data))

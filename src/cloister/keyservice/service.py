@@ -11,6 +11,7 @@ from cloister.base.limits import MAX_LEAVES
 from cloister.keyservice.anchor import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
+from cloister.keyservice.handover import Donor
 from cloister.keyservice.ledger import Ledger, Proposal, Written
 from cloister.keyservice.queries import Queries
 from cloister.keyservice.releases import Releases
@@ -25,7 +26,7 @@ from cloister.log import entry as log
 from cloister.log.export import ExportHeader
 from cloister.log.receipt import Receipt
 from cloister.wire import cbor
-from cloister.wire.calls import ATTEST, QUERY, STATEMENT, Call, open_call, seal_reply, sign_status
+from cloister.wire.calls import ATTEST, HANDOVER, QUERY, STATEMENT, Call, open_call, seal_reply, sign_status
 from cloister.wire.cbor import Fields
 from cloister.wire.checkpoint import Checkpoint
 from cloister.wire.provisioning import open_session_call, parse_session_call, seal_session_reply
@@ -55,8 +56,10 @@ class KeyService:
         events: EventLog,
         telemetry: Telemetry,
         anchor: Anchor | None = None,
+        donor: Donor | None = None,
     ) -> None:
         self._ledger = ledger
+        self._donor = donor
         self._anchor: Anchor = anchor or Unanchored()
         self._unacknowledged = Unacknowledged()
         self._epochs = epochs
@@ -176,6 +179,52 @@ class KeyService:
                 result = error
                 self._report(error)
         return seal_session_reply(opened.session, call, result)
+
+    # --- for replicas (clause 13.15) ---
+
+    def handover_challenge(self) -> bytes:
+        """A fresh challenge for a replica that joins.
+
+        :raises Refused: ``replicas-none``.
+        """
+        return self._giver().challenges.issue(self._ledger.now())
+
+    def hand_over(self, data: bytes) -> bytes:
+        """One sealed call of a replica that joins; the root secret or the error is in the sealed reply.
+
+        :raises InvalidInput: ``call-refused``. :raises Unavailable: ``call-epoch-gone``.
+        :raises Refused: ``replicas-none``.
+        """
+        donor = self._giver()
+        try:
+            call = open_call(data, keyservice=self._root.id, keys_by_epoch=self._epochs.keys())
+            if call.kind != HANDOVER or call.keys:
+                raise InvalidInput("call-unknown", "only hand-overs are asked for here")
+        except Unavailable:
+            self._telemetry.refused("call-epoch-gone")
+            raise
+        except CloisterError as error:
+            self._telemetry.refused("call-refused")
+            raise call_refused() from error
+        result: dict[str, object] | CloisterError
+        with self._telemetry.timed(HANDOVER) as outcome:
+            try:
+                result, claims = donor.hand_over(call.body)
+                self._events.event("handed-over", tee=claims.tee.value)
+            except CloisterError as error:
+                outcome.of(error)
+                result = error
+                self._events.event("hand-over-refused", level="warning", code=error.code, family=error.family)
+        return seal_reply(call.reply_secret, call.digest, result)
+
+    def _giver(self) -> Donor:
+        if self._donor is None:
+            raise Refused(
+                "replicas-none",
+                "this KeyService is configured to have no replicas, and hands its secret to nobody",
+                hint="`replicas` in its configuration says how many there are; it is measured.",
+            )
+        return self._donor
 
     def _report(self, error: CloisterError) -> None:
         """Tell the operator of a fault of ours or of the disk, by type: the text may hold what a caller sent."""

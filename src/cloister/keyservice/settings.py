@@ -30,6 +30,7 @@ class Settings:
     :param simulation_keys: Ed25519 public keys whose ``insecure-simulation`` evidence a runtime may bring.
     :param rollback_protection: ``none``: a single node, which says so in its evidence; ``witnesses`` (claim S7).
     :param witnesses: their Ed25519 public keys; ``witness_threshold`` of them, more than half, confirm every head.
+    :param replicas: how many replicas share the root secret; 0: it runs alone.
     :param epoch_s: one quote and one call key so long; ``epoch_grace_s``: the old call key so much longer.
     :param session_s: a runtime attests again after this.
     :param lease_s: longest lease; ``lease_requests``: most requests of one.
@@ -49,6 +50,7 @@ class Settings:
     service_key_epoch_s: int = limits.SERVICE_KEY_EPOCH_S
     witnesses: tuple[bytes, ...] = ()
     witness_threshold: int = 0
+    replicas: int = 0
     custodians: tuple[bytes, ...] = field(default=())
     custodian_threshold: int = 0
 
@@ -57,6 +59,7 @@ class Settings:
         if self.trust_anchors not in (PRODUCTION, NO_ANCHORS):
             raise _malformed("trust_anchors", f"is {PRODUCTION!r} or {NO_ANCHORS!r}")
         self._check_witnesses()
+        self._check_replicas()
         if self.custodians or self.custodian_threshold:
             raise _malformed("custodians", "are not supported by this version; leave them out")
         if len(self.bundle_root) not in (0, 32):
@@ -95,6 +98,17 @@ class Settings:
             raise _malformed(
                 "witness_threshold", f"is {self.witness_threshold}: more than half of the {count} witnesses must sign"
             )
+
+    def _check_replicas(self) -> None:
+        """Clause 13.14: without witnesses two would fork the log; without a bundle nothing says what may be one."""
+        if self.replicas == 0:
+            return
+        if not 2 <= self.replicas <= limits.MAX_REPLICAS:
+            raise _malformed("replicas", f"is {self.replicas}, not 0 or within 2..{limits.MAX_REPLICAS}")
+        if self.rollback_protection != WITNESSES:
+            raise _malformed("replicas", f"need rollback_protection = {WITNESSES!r}: nothing else tells forks apart")
+        if not self.bundle_root:
+            raise _malformed("replicas", "need a bundle_root: its trust bundle says which code may be one")
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> Settings:
@@ -142,6 +156,7 @@ class Settings:
             "rollback_protection": self.rollback_protection,
             "witnesses": tuple(sorted(key.hex() for key in self.witnesses)),
             "witness_threshold": self.witness_threshold,
+            "replicas": self.replicas,
             "custodians": tuple(sorted(key.hex() for key in self.custodians)),
             "custodian_threshold": self.custodian_threshold,
         }

@@ -7,12 +7,15 @@ from typing import Any, final
 
 from cloister.adapters.logs import EventLog
 from cloister.adapters.witness import WitnessPort
+from cloister.attest.bundle import TrustBundle
 from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
+from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin
+from cloister.keyservice.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
 from cloister.keyservice.root import root_of
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import Settings
@@ -34,6 +37,7 @@ class EmbeddedKeyService:
 
     :param seed: of its root secret; the same one over the same disk is the same KeyService.
     :param witnesses: how it reaches those that its settings name with ``witness_keys``.
+    :param bundle_key: signs a trust bundle that names it, which it runs under then.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
     """
 
@@ -50,21 +54,26 @@ class EmbeddedKeyService:
         events: EventLog | None = None,
         witnesses: Sequence[WitnessPort] = (),
         witness_keys: tuple[bytes, ...] = (),
+        bundle_key: SigningKey | None = None,
+        code: str = "keyservice",
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
         self.disk = disk or MemoryDisk()
         self.runtime_tee = runtime_tee or SimulatedTee("runtime", clock=self.clock)
+        if bundle_key is not None:
+            settings["bundle_root"] = bundle_key.public_key
         self.settings = Settings(simulation_keys=(self.runtime_tee.key.public_key,), witnesses=witness_keys, **settings)
         self.tee = SimulatedTee(
-            "keyservice", values=self.settings.measured().values, key=self.runtime_tee.key, clock=self.clock
+            code, values=self.settings.measured().values, key=self.runtime_tee.key, clock=self.clock
         )
         self.events = events or MemoryLog()
         self._root = root_of(SecretBytes(seed))
         self._rows = rows
         self._witnesses = tuple(witnesses)
         self._collateral = collateral or NoCollateral()
-        self._bundle_digest = bundle_digest
+        self.bundle = None if bundle_key is None else self.tee.bundle(bundle_key)
+        self._bundle_digest = bundle_digest if self.bundle is None else lambda: self._in_use().digest
         if rows is None and not self.disk.tables["entries"]:
             begin(MemoryRows(self.disk), self._root, self.settings, self.clock).close()
         self.assembled = self._assemble()
@@ -80,9 +89,15 @@ class EmbeddedKeyService:
             clock=self.clock,
             collateral=self._collateral,
             bundle_digest=self._bundle_digest,
+            bundle=None if self.bundle is None else self._in_use,
             events=self.events,
             witnesses=self._witnesses,
         )
+
+    def _in_use(self) -> TrustBundle:
+        if self.bundle is None:
+            raise AssertionError
+        return self.bundle
 
     @property
     def service(self) -> KeyService:
@@ -112,7 +127,11 @@ class EmbeddedKeyService:
 
     def get(self, path: str, *, limit: int) -> bytes:
         """One HTTP GET, as the server routes it."""
-        routes = {"/v1/description": self.service.description, "/v1/checkpoint": self.service.checkpoint}
+        routes = {
+            "/v1/description": self.service.description,
+            "/v1/checkpoint": self.service.checkpoint,
+            DESCRIPTION_PATH: self.service.description,
+        }
         if path not in routes:
             raise InvalidInput("not-found", "there is nothing here")
         return routes[path]()[:limit]
@@ -126,6 +145,8 @@ class EmbeddedKeyService:
             "/v1/leaves": self.service.leaves,
             "/v1/call": self.service.call,
             "/v1/session": self.service.session,
+            CHALLENGE_PATH: lambda _: self.service.handover_challenge(),
+            HANDOVER_PATH: self.service.hand_over,
         }
         if path not in routes:
             raise InvalidInput("not-found", "there is nothing here")

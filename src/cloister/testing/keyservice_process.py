@@ -45,6 +45,8 @@ class KeyServiceProcess:
         if state is None:
             self.root = initialise(self.state, self.tee, self.settings, self.clock)
         else:
+            if self.tee.sealer is None:
+                raise AssertionError
             self.root = open_root(self.state / ROOT_FILE, self.tee.sealer)
         self.arguments = arguments
         self.log = folder / "log.jsonl"

@@ -26,6 +26,7 @@ from cloister.wire.checkpoint import Cosignature, read_cosignatures
 STATEMENT: Final = "statement"
 QUERY: Final = "query"
 ATTEST: Final = "attest"
+HANDOVER: Final = "hand-over"
 _NO_CONTEXT: Final = b""
 
 
@@ -192,7 +193,7 @@ def verify_status(data: bytes, description: Description, nonce: bytes) -> LogHea
 class Call:
     """An opened call, at the KeyService.
 
-    :param kind: ``statement``, ``query`` or ``attest``.
+    :param kind: ``statement``, ``query``, ``attest`` or ``hand-over``.
     :param keys: key material beside a statement, each checked against its commitment by the state machine.
     """
 
@@ -250,7 +251,7 @@ def open_call(data: bytes, *, keyservice: bytes, keys_by_epoch: Mapping[bytes, h
     body = inner.blob("body", limit=MAX_CALL)
     keys = inner.items("keys", limit=2)
     inner.done()
-    if kind not in (STATEMENT, QUERY, ATTEST):
+    if kind not in (STATEMENT, QUERY, ATTEST, HANDOVER):
         raise InvalidInput("call-unknown", f"calls of kind {kind!r} are unknown to this version")
     if not all(type(key) is bytes and len(key) == 32 for key in keys):
         raise InvalidInput("key-length", "the keys beside a call have 32 bytes each")

@@ -25,6 +25,7 @@ from cloister.base.errors import Tampered, Unavailable
 from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context, derive
 
+WITHOUT_SEALING: Final = (TeeType.TDX, TeeType.NITRO)
 SEV_GUEST: Final = Path("/dev/sev-guest")
 GRAMINE_KEY: Final = "keys/_sgx_mrenclave"
 _SGX_KEY_LENGTH: Final = 16

@@ -1,0 +1,114 @@
+"""How a KeyService comes to its root secret: from its own disk, or from a running replica (spec/protocol.md, 13.15)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloister.adapters.keyservice import Transport
+from cloister.adapters.logs import EventLog
+from cloister.attest.bundle import TrustBundle
+from cloister.attest.types import CollateralSource
+from cloister.base.clock import Clock
+from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
+from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
+from cloister.keyservice.app import ROOT_FILE, Tee
+from cloister.keyservice.handover import receive_root
+from cloister.keyservice.root import Root, keep_root, open_root
+from cloister.keyservice.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How one may join.
+
+    :param givers: running KeyServices, asked in this order.
+    :param expected: id of the only KeyService to join; ``None``: whichever they are.
+    """
+
+    givers: Sequence[Transport]
+    bundle: Callable[[], TrustBundle]
+    collateral: CollateralSource
+    expected: bytes | None = None
+
+
+def join(state: Path, tee: Tee, settings: Settings, joining: Joining, clock: Clock) -> Root:
+    """Get the root secret from the first giver that hands it over, and keep it sealed where the TEE can.
+
+    :raises InvalidInput: ``replicas-none``: the configuration allows no replicas.
+    :raises Refused: ``state-exists``: a root secret is there already.
+    :raises CloisterError: what the last giver said, or what was wrong with it.
+    """
+    if not settings.replicas:
+        raise InvalidInput(
+            "replicas-none",
+            "the configuration says that this KeyService has no replicas",
+            hint="`replicas` in it says how many there are; it is measured, and all have the same configuration.",
+        )
+    path = state / ROOT_FILE
+    if path.exists():
+        raise Refused("state-exists", f"{path} exists already", hint="Run it; it has joined before.")
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable("state-unwritable", f"{state} cannot be made: {error.strerror}") from error
+    last: CloisterError = InvalidInput("argument", "no running KeyService was named to join")
+    for giver in joining.givers:
+        try:
+            root = receive_root(
+                giver,
+                tee.attester,
+                configuration=settings.measured(),
+                bundle=joining.bundle(),
+                collateral=joining.collateral,
+                clock=clock,
+                expected=joining.expected,
+            )
+        except CloisterError as error:
+            if isinstance(last, InvalidInput) or not isinstance(error, Unavailable):
+                last = error  # who does not answer tells less than who refuses
+            continue
+        if tee.sealer is not None:
+            keep_root(path, root, tee.sealer)
+        return root
+    raise last
+
+
+def find_root(
+    state: Path,
+    tee: Tee,
+    settings: Settings,
+    joining: Joining | None,
+    *,
+    clock: Clock,
+    events: EventLog,
+    sleep: Callable[[float], None] = time.sleep,
+    patience_s: float = JOIN_PATIENCE_S,
+) -> Root:
+    """The root secret, from the disk, or else from a replica that runs; waits for one.
+
+    :raises Unavailable: ``state-missing``, ``state-unreadable``; no replica handed it over in time.
+    :raises Tampered: as :func:`~cloister.keyservice.root.open_root`. :raises CloisterError: as :func:`join`.
+    """
+    if joining is None or (state / ROOT_FILE).exists():
+        if tee.sealer is None:
+            raise Unavailable(
+                "sealing-unavailable",
+                f"{tee.attester.tee.value} has no key that survives a restart",
+                hint="Name replicas that run with --peer: one of them hands the root secret over.",
+            )
+        return open_root(state / ROOT_FILE, tee.sealer)
+    until = clock.monotonic() + patience_s
+    while True:
+        try:
+            root = join(state, tee, settings, joining, clock)
+        except Unavailable as error:
+            if clock.monotonic() >= until:
+                raise
+            events.event("join-failed", level="warning", code=error.code)
+            sleep(JOIN_RETRY_S)
+        else:
+            events.event("joined", tee=tee.attester.tee.value)
+            return root
