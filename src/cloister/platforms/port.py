@@ -37,6 +37,14 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """An instance takes no new requests and finishes those it has: somebody else stops it. :class:`Gone` follows."""
+
+    instance: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
     """An instance ended, asked or unasked, or never came up. ``reason`` is for the operator's log."""
 
@@ -44,11 +52,11 @@ class Gone:
     reason: str
 
 
-Event = Ready | Gone
+Event = Ready | Leaving | Gone
 
 
 class Platform(Protocol):
-    """Port. Drivers: ``local``, ``openwhisk``; fake: ``cloister.testing.platform.FakePlatform``."""
+    """Port. Drivers: ``local``, ``openwhisk``, ``static``; fake: ``cloister.testing.platform.FakePlatform``."""
 
     async def open(self) -> None:
         """Take over what runs. Repeating it is harmless.

@@ -44,18 +44,9 @@ class Book:
         try:
             for folder in (self._records, self._logs):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise Unavailable(
-                "platform-in-use",
-                f"another process starts instances in {self._folder}",
-                hint="Give each gateway a state folder of its own.",
-            ) from error
         except OSError as error:
-            self.close()
             raise Unavailable("platform-unavailable", f"cannot use {self._folder}: {error.strerror}") from error
+        self._lock = lock(self._folder)
 
     def close(self) -> None:
         """Let the lock go."""
@@ -113,6 +104,28 @@ class Book:
                     pid = int(folder.name)
                     return replace(entry, pid=pid, started=start_time(pid))
         return None
+
+
+def lock(folder: Path) -> int:
+    """A descriptor that keeps ``folder`` for this driver until it is closed, with this process at the latest.
+
+    :raises Unavailable: ``platform-in-use``, ``platform-unavailable``.
+    """
+    descriptor = -1
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise Unavailable(
+                "platform-in-use",
+                f"another process starts instances in {folder}",
+                hint="Give each gateway a state folder of its own.",
+            ) from error
+        raise Unavailable("platform-unavailable", f"cannot use {folder}: {error.strerror}") from error
+    return descriptor
 
 
 def start_time(pid: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.server import HttpServer
 from cloister.base.errors import Unavailable
-from cloister.platforms.port import Event, Gone, Ready, Running
+from cloister.platforms.port import Event, Gone, Leaving, Ready, Running
 from cloister.testing.instance import MAX_BODY, StandIn
 from cloister.testing.logs import MemoryLog
 
@@ -79,6 +79,11 @@ class FakeCloud:
         if place.server.address:
             await place.server.drain(drain_s)
         self.tell(Gone(instance, reason))
+
+    def leave(self, instance: str) -> None:
+        """Somebody told an instance to end: it listens no more, and finishes what it has."""
+        self.places[instance].server.stop_listening()
+        self.tell(Leaving(instance, "told to end"))
 
     async def kill(self, instance: str) -> None:
         """As ``kill -9``."""

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from cloister.base.errors import InvalidInput
 from cloister.control.gateway import configuration as config
+from cloister.platforms.static.settings import StaticSettings
 from cloister.testing.gateway import MODEL, toml
 
 LEAST = b'[platform]\ncommand = ["runtime"]\n'
+STATIC = "[platform]\nkind = 'static'\n[platform.static]\naddresses = ['http://runtime:8080', 'unix:/run/r']\n"
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "gateway-configuration.md"
 
 
@@ -51,6 +53,14 @@ def test_a_command_is_enough() -> None:
         (f'[models."{MODEL}".stages]\nthinking = 3', f"models.{MODEL}.stages.thinking"),
         ("[discovery]\nenabled = 1", "discovery.enabled"),
         ("[platform]\nkind = 'mainframe'", "platform.kind"),
+        ("[platform]\nkind = 'static'", "platform.static.addresses"),
+        ("[platform]\nkind = 'static'\n[platform.static]\naddresses = []", "platform.static.addresses"),
+        ("[platform]\nkind = 'static'\n[platform.static]\naddresses = ['runtime:8080']", "platform.static.addresses"),
+        ("[platform]\nkind = 'static'\n[platform.static]\naddresses = ['http://a/b']", "platform.static.addresses"),
+        (STATIC + "poll_s = 0", "platform.static.poll_s"),
+        (STATIC + "failures = 0", "platform.static.failures"),
+        (STATIC + "address = 'x'", "platform.static.address"),
+        ("[platform]\ncommand = ['x']\n[platform.static]\naddresses = ['http://a:1']", "platform.static.addresses"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, named: str) -> None:
@@ -89,7 +99,7 @@ def _changes(**sections: str) -> config.Changes:
 def test_changes_are_told_by_what_it_takes_to_follow() -> None:
     old = config.parse(toml().encode())
     assert config.changes(old, old) == config.Changes(
-        fleet=False, policies=False, command=False, models=False, restart=()
+        fleet=False, policies=False, command=False, addresses=False, models=False, restart=()
     )
     fleet = config.changes(old, config.parse(toml(pool="max_instances = 7").encode()))
     assert fleet.fleet
@@ -97,6 +107,10 @@ def test_changes_are_told_by_what_it_takes_to_follow() -> None:
     assert config.changes(old, config.parse(toml(pool='max_instances = 2\npacker = "fnpacker"').encode())).policies
     assert config.changes(old, config.parse(toml(command=["other"]).encode())).command
     assert config.changes(old, config.parse(toml(models=()).encode())).models
+    static = config.parse(STATIC.encode())
+    moved = config.changes(static, config.parse(STATIC.replace("unix:/run/r", "https://other").encode()))
+    assert (moved.addresses, moved.restart) == (True, ())
+    assert config.changes(old, static).restart == ("platform.kind",)
     assert _changes(store='url = "elsewhere"').restart == ("store.url",)
     assert _changes(limits="connections = 7").restart == ("limits.connections",)
 
@@ -113,6 +127,7 @@ def test_every_setting_is_in_the_reference() -> None:
     text = REFERENCE.read_text()
     pairs = [
         ("platform", config.PlatformSettings),
+        ("static", StaticSettings),
         ("pool", config.PoolSettings),
         ("queue", config.QueueSettings),
         ("circuit", config.CircuitSettings),

@@ -96,10 +96,16 @@ class HttpServer:
             raise Unavailable("listen-failed", f"cannot listen on {where}: {error.strerror}") from error
         self._sweeper = loop.call_later(self._tick(), self._sweep)
 
+    def stop_listening(self) -> None:
+        """Take no new connections; those that are open go on."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
     async def drain(self, timeout: float) -> int:  # noqa: ASYNC109  # a deadline after which the rest is cut, not cancelled
         """Stop listening, let requests under way finish, then close. Returns how many were cut at the timeout."""
         self.draining = True
-        self._stop_listening()
+        self.stop_listening()
         for connection in tuple(self._active):
             connection.finish_up()
         if self.connections:
@@ -167,11 +173,6 @@ class HttpServer:
         except BaseException:
             listener.close()
             raise
-
-    def _stop_listening(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
 
     def _tick(self) -> float:
         limits = self.limits

@@ -42,6 +42,7 @@ from cloister.control.packing.port import Packer
 from cloister.control.scaling.port import Bounds, Scaler
 from cloister.platforms.local import LocalPlatform
 from cloister.platforms.port import Platform
+from cloister.platforms.static.driver import StaticPlatform
 
 ADDRESS_FILE: Final = "gateway.address"
 _LOOKUP_THREADS: Final = 4
@@ -164,6 +165,8 @@ class Gateway:
             conductor.carry_out(self.dispatcher.replace_policies(now, *_policies(new.pool), keyless=new.pool.keyless))
         if changed.command and isinstance(self.ports.platform, LocalPlatform):
             self.ports.platform.reconfigure(new.platform.command)
+        if changed.addresses and new.platform.static is not None and isinstance(self.ports.platform, StaticPlatform):
+            self.ports.platform.reconfigure(new.platform.static)
         if changed.command or old.pool.packer != new.pool.packer:
             conductor.renew(new.pool.packer)
         self.ports.log.event("configuration-reloaded", cause=",".join(changed.restart), instances=len(conductor.places))

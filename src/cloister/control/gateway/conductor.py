@@ -21,7 +21,7 @@ from cloister.control.gateway.costs import Costs
 from cloister.control.gateway.flight import Flight, Leg
 from cloister.control.gateway.telemetry import Telemetry
 from cloister.control.snapshot import KEYLESS, Fleet, Instance, InstanceState
-from cloister.platforms.port import Gone, Platform, Ready, Running
+from cloister.platforms.port import Gone, Leaving, Platform, Ready, Running
 
 START_BACKOFF_S: Final = 0.25  # after a start that failed; doubles with each one in a row
 MAX_START_BACKOFF_S: Final = 15.0
@@ -33,9 +33,12 @@ class Place:
     :ivar launched_at: when it was asked for; None for one that was there before.
     :ivar flights: requests that are on it.
     :ivar stale: started under another command line or packer: once it is empty, it goes.
+    :ivar leaving: somebody else ends it: once it is empty, it goes, whether it could be reached again or not.
     """
 
-    __slots__ = ("address", "breaker", "churn_mb", "flights", "group", "halting", "launched_at", "seen_at", "stale")
+    __slots__ = (
+        "address", "breaker", "churn_mb", "flights", "group", "halting", "launched_at", "leaving", "seen_at", "stale",
+    )  # fmt: skip
 
     def __init__(self, group: str, breaker: Breaker, launched_at: float | None) -> None:
         self.group = group
@@ -43,7 +46,7 @@ class Place:
         self.breaker = breaker
         self.launched_at = launched_at
         self.flights: set[Flight] = set()
-        self.halting = self.stale = False
+        self.halting = self.stale = self.leaving = False
         self.churn_mb: float | None = None
         self.seen_at = 0.0
 
@@ -179,7 +182,7 @@ class Conductor:
     def failed(self, flight: Flight, *, broken: bool, rest_s: float | None = None) -> None:
         """The attempt failed, and that is the instance's fault."""
         place = self.places.get(flight.instance)
-        if place is not None and flight.leg is Leg.SENT and not place.halting:
+        if place is not None and flight.leg is Leg.SENT and not place.halting and not place.leaving:
             opens = place.breaker.failed(broken=broken or rest_s is not None)
             if opens:
                 self._avoid(flight.instance, place, rest_s)
@@ -333,6 +336,19 @@ class Conductor:
         else:
             self.carry_out(self.dispatcher.ready(now, instance, host))
 
+    def leave(self, instance: str, reason: str) -> None:
+        """Somebody else ends an instance: it finishes what it has and gets nothing new. Its circuit matters no more."""
+        place = self.places.get(instance)
+        there = self.dispatcher.snapshot.instances.get(instance)
+        if place is None or there is None or place.leaving or place.halting:
+            return
+        self.log.event("instance-leaving", instance=instance, reason=reason[:200])
+        place.stale = place.leaving = True
+        if there.state is InstanceState.STARTING:
+            self.replace(instance, reason)
+        else:
+            self.carry_out(self.dispatcher.avoid(self.clock.monotonic(), instance, InstanceState.DRAINING))
+
     async def lose(self, instance: str, reason: str) -> None:
         """An instance is gone. After a start that failed, wait before anybody tries the next."""
         place = self.places.get(instance)
@@ -372,10 +388,10 @@ class Conductor:
         wait = place.breaker.wait_s() if rest_s is None else min(rest_s, self.circuit.max_open_s)
         while True:
             await asyncio.sleep(wait)
-            if self.places.get(instance) is not place or place.halting:
+            if self._is_over(instance, place):
                 return
             well = await answers(self.client, place.address)
-            if self.places.get(instance) is not place or place.halting:
+            if self._is_over(instance, place):
                 return
             place.breaker.probed(well=well)
             if well:
@@ -386,6 +402,9 @@ class Conductor:
                 self.replace(instance, "does not answer")
                 return
             wait = place.breaker.wait_s()
+
+    def _is_over(self, instance: str, place: Place) -> bool:
+        return self.places.get(instance) is not place or place.halting or place.leaving
 
     def replace(self, instance: str, reason: str) -> None:
         """Give an instance up: others serve, and the platform ends it."""
@@ -403,6 +422,8 @@ class Conductor:
             match event:
                 case Ready():
                     self.came_up(event)
+                case Leaving():
+                    self.leave(event.instance, event.reason)
                 case Gone():
                     self.spawn(self.lose(event.instance, event.reason))
 

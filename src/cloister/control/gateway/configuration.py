@@ -116,12 +116,14 @@ class GatewayConfiguration:
 class Changes:
     """What a reload has to do.
 
+    :param addresses: of instances that somebody else starts.
     :param restart: settings that differ and count only after a restart.
     """
 
     fleet: bool
     policies: bool
     command: bool
+    addresses: bool
     models: bool
     restart: tuple[str, ...]
 
@@ -280,6 +282,7 @@ def changes(old: GatewayConfiguration, new: GatewayConfiguration) -> Changes:
         fleet=old.pool.fleet != new.pool.fleet,
         policies=any(_differs(old.pool, new.pool, name) for name in bounds),
         command=old.platform.command != new.platform.command,
+        addresses=old.platform.static != new.platform.static,
         models=old.models != new.models or old.discovery != new.discovery,
         restart=tuple(restart),
     )

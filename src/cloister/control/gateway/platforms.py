@@ -14,14 +14,15 @@ from cloister.control.gateway.section import Section, malformed
 from cloister.platforms.local import LocalPlatform
 from cloister.platforms.openwhisk.settings import NAME, OpenWhiskSettings
 from cloister.platforms.port import Platform
+from cloister.platforms.static.settings import MAX_ADDRESSES, StaticSettings
 
-PLATFORMS: Final = ("local", "openwhisk")
+PLATFORMS: Final = ("local", "openwhisk", "static")
 ON_EXIT: Final = ("stop", "leave")
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformSettings:
-    """``[platform]``: how instances are started. ``command`` is for ``local``, ``openwhisk`` for that.
+    """``[platform]``: how instances are started. ``command`` is for ``local``; ``openwhisk`` and ``static`` for these.
 
     :param auth_file: where the key of OpenWhisk's namespace is read from when the driver is made.
     """
@@ -32,6 +33,7 @@ class PlatformSettings:
     stop_grace_s: float
     on_exit: str
     openwhisk: OpenWhiskSettings | None = None
+    static: StaticSettings | None = None
     auth_file: str = ""
 
 
@@ -49,8 +51,29 @@ def read_platform(at: Section) -> PlatformSettings:
     if kind == "openwhisk":
         openwhisk, auth_file = _openwhisk(section, start_timeout_s, stop_grace_s)
     section.done()
+    section = at.section("static")
+    static = _static(section) if kind == "static" else None
+    section.done()
     at.done()
-    return PlatformSettings(kind, command, start_timeout_s, stop_grace_s, on_exit, openwhisk, auth_file)
+    return PlatformSettings(kind, command, start_timeout_s, stop_grace_s, on_exit, openwhisk, static, auth_file)
+
+
+def _static(at: Section) -> StaticSettings:
+    addresses = at.texts("addresses")
+    if not addresses:
+        raise malformed("platform.static.addresses", "is missing: where the runtimes are")
+    if len(addresses) > MAX_ADDRESSES:
+        raise malformed("platform.static.addresses", f"has more than {MAX_ADDRESSES} entries")
+    for address in addresses:
+        try:
+            parse_origin(address)
+        except InvalidInput as error:
+            raise malformed("platform.static.addresses", error.message, hint=error.hint) from error
+    return StaticSettings(
+        addresses=tuple(dict.fromkeys(addresses)),
+        poll_s=at.number("poll_s", 1.0, 0.05, 3600),
+        failures=at.integer("failures", 3, 1, 1000),
+    )
 
 
 def _openwhisk(at: Section, start_timeout_s: float, stop_grace_s: float) -> tuple[OpenWhiskSettings, str]:
@@ -97,6 +120,16 @@ def make_platform(settings: PlatformSettings, state: Path, log: EventLog) -> Pla
     :param state: of this gateway alone.
     :raises InvalidInput: ``auth-file-unreadable``, ``tls-certificate``, ``payload-url-malformed``.
     """
+    if settings.static is not None:
+        from cloister.platforms.static.driver import StaticPlatform
+
+        return StaticPlatform(
+            state,
+            settings.static,
+            log,
+            start_timeout_s=settings.start_timeout_s,
+            stop_grace_s=settings.stop_grace_s,
+        )
     if settings.openwhisk is None:
         return LocalPlatform(
             state, settings.command, start_timeout_s=settings.start_timeout_s, stop_grace_s=settings.stop_grace_s

@@ -1,0 +1,1 @@
+"""Instances that somebody else starts: compose files, service managers, people. See ``driver``."""
