@@ -61,7 +61,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def test_each_role_from_its_text_alone(terminal: Terminal) -> None:
-    operator, owner, user = blocks("operator"), blocks("owner"), blocks("user")
+    operator, owner, user, auditor = (blocks(role) for role in ("operator", "owner", "user", "auditor"))
     assert "pip install" in operator[0]
     assert operator[1].startswith("cloister up")
     assert "keyservice" in terminal.type(operator[2])
@@ -76,4 +76,10 @@ def test_each_role_from_its_text_alone(terminal: Terminal) -> None:
     assert "inference" in terminal.type(python)
     assert "consent" in terminal.type(taking_back, refused=True)
     assert "probabilities" in terminal.type(service)
+    keeping, handing_over, checking, showing, forging = auditor
+    terminal.type(keeping)
+    assert "entries opened" in terminal.type(handing_over)
+    assert "make its root" in terminal.type(checking)
+    assert "keys released" in terminal.type(showing)
+    assert re.search(r"\[(log|export)-[a-z-]+\]", terminal.type(forging, refused=True))
     terminal.type(revoke)

@@ -53,7 +53,7 @@ def describe(index: int, entry: Entry) -> dict[str, Any]:
         row |= _fields(release)
         code = ", ".join(f"{name} {value.hex()[:16]}..." for name, value in sorted(release.measurements.items()))
         row["what"] = (
-            f"keys released: a {release.tee} runtime ({code}) could read requests of {_short(row['user'])} to "
+            f"keys released: a runtime ({release.tee}, {code}) could read requests of {_short(row['user'])} to "
             f"{release.model.name} v{release.version} for {release.lease_s} s, by the owner's policy "
             f"{_short(row['owner_policy'])} and the user's {_short(row['user_policy'])}"
         )
@@ -72,7 +72,12 @@ def _told(body: Body) -> str:
     for name, value in _fields(body).items():
         if name == "validity":
             parts.append(f"until {_until(value)}" if value["not_after"] < FOREVER else "for ever")
-        elif name in ("user", "model", "name", "mode", "policy_digest", "version", "delegate", "manifest_digest"):
+        elif name == "manifest_digest" and value is None:
+            parts.append("any version of it")
+        elif name == "model":
+            owner, _, own_name = value.partition("/")
+            parts.append(f"model {_short(owner)}/{own_name}")
+        elif name in ("user", "name", "mode", "policy_digest", "version", "delegate", "manifest_digest"):
             parts.append(f"{name.removesuffix('_digest')} {_short(value) if len(str(value)) == 64 else value}")
     return f" ({', '.join(parts)})" if parts else ""
 
