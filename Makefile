@@ -63,15 +63,16 @@ fuzz: setup
 	UV_PROJECT_ENVIRONMENT=.venv-fuzz $(BIN)/uv sync --frozen --quiet --inexact --group fuzz
 	.venv-fuzz/bin/python -P tests/fuzz/run.py --seconds $(SECONDS)
 
-# The image, on a base made of Debian's packages where IMAGE_BASE names none; and the tests of it on a real engine.
+# The images, on a base made of Debian's packages where IMAGE_BASE names none; and the tests of them on a real engine.
 IMAGE ?= localhost/cloister:test
+GATEWAY_IMAGE ?= localhost/cloister-gateway:test
 image: setup
 	deploy/image/engine.sh
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python deploy/image/build.py --tag $(IMAGE) \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python deploy/image/build.py --tag $(IMAGE) --control-tag $(GATEWAY_IMAGE) \
 		$(if $(IMAGE_BASE),--base $(IMAGE_BASE),--debian-base)
 
 test-image: image
-	CLOISTER_TEST_IMAGE=$(IMAGE) CLOISTER_TEST_IMAGE_REQUIRED=1 \
+	CLOISTER_TEST_IMAGE=$(IMAGE) CLOISTER_TEST_GATEWAY_IMAGE=$(GATEWAY_IMAGE) CLOISTER_TEST_IMAGE_REQUIRED=1 \
 		$(BIN)/pytest -k image tests/integration/image tests/contract/openwhisk
 
 clean:

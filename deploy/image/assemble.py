@@ -1,9 +1,10 @@
-"""Lays out what goes into the image, from this tree and uv.lock, the same bytes each time.
+"""Lays out what goes into an image, from this tree and uv.lock, the same bytes each time.
 
     python deploy/image/assemble.py build/image
+    python deploy/image/assemble.py build/control --control     # gateway and witness, which nobody has to trust
 
-makes ``opt/cloister`` with ``lib`` (Cloister's own modules, and the distributions of the trusted base as pinned in the
-lock, with their hashes), ``start.py``, ``sbom.cdx.json`` and, printed too, ``measurement.json``. Files' times are
+makes ``opt/cloister`` with ``lib`` (Cloister's own modules, and the distributions they need as pinned in the lock, with
+their hashes), ``start.py``, ``sbom.cdx.json`` and, printed too, ``measurement.json``. Files' times are
 SOURCE_DATE_EPOCH, or that of the last commit.
 """
 
@@ -23,6 +24,8 @@ import contents
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = "3.11"
+# Gateway and witness need no engine and verify no evidence.
+CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop")
 SKIPPED = ("bin", ".lock")  # of an installation with --target: commands of distributions, an empty lock
 
 
@@ -35,18 +38,23 @@ def epoch() -> int:
     return int(done.stdout)
 
 
-def trusted() -> set[str]:
-    """Names of the trusted base's distributions and all they require, by the lock."""
+def trusted() -> tuple[str, ...]:
+    """Names of the trusted base's distributions."""
     sys.path.insert(0, str(ROOT / "src"))
     from cloister.adapters.tee.simulation import TRUSTED_DISTRIBUTIONS
 
+    return TRUSTED_DISTRIBUTIONS
+
+
+def required(distributions: tuple[str, ...]) -> set[str]:
+    """Them and all they require, by the lock."""
     lock = tomllib.loads((ROOT / "uv.lock").read_text())
     requires: dict[str, set[str]] = {}
     for package in lock["package"]:
         names = {item["name"] for item in package.get("dependencies", ())}
         requires.setdefault(package["name"], set()).update(names)
     found: set[str] = set()
-    waiting = list(TRUSTED_DISTRIBUTIONS)
+    waiting = list(distributions)
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -55,11 +63,11 @@ def trusted() -> set[str]:
     return found
 
 
-def requirements() -> str:
-    """Pinned, with hashes, of the trusted base only."""
+def requirements(distributions: tuple[str, ...]) -> str:
+    """Pinned, with hashes, of these only."""
     command = ["uv", "export", "--frozen", "--no-dev", "--no-emit-project", "--extra", "litert", "--quiet"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    wanted = trusted()
+    wanted = required(distributions)
     kept = []
     for block in re.split(r"\n(?=[A-Za-z0-9])", done.stdout):
         name = re.match(r"[A-Za-z0-9._-]+", block)
@@ -68,10 +76,10 @@ def requirements() -> str:
     return "\n".join(kept) + "\n"
 
 
-def install(lib: Path) -> None:
+def install(lib: Path, distributions: tuple[str, ...]) -> None:
     """The distributions, as wheels for Linux on x86-64."""
     pinned = lib.parent / "requirements.txt"
-    pinned.write_text(requirements())
+    pinned.write_text(requirements(distributions))
     command = [
         *("uv", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"),
         *("--target", str(lib), "--python-version", PYTHON, "--python-platform", "x86_64-manylinux_2_31"),
@@ -87,9 +95,9 @@ def install(lib: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def copy_cloister(lib: Path) -> None:
-    """The modules of contents.txt."""
-    for module in contents.LIST.read_text().splitlines():
+def copy_cloister(lib: Path, listed: Path) -> None:
+    """The modules of the list."""
+    for module in listed.read_text().splitlines():
         if module.startswith("#"):
             continue
         source = ROOT / "src" / module.replace(".", "/")
@@ -160,15 +168,14 @@ def normalise(root: Path, when: int) -> None:
     os.utime(root, (when, when))
 
 
-def main() -> None:
-    """See the module."""
-    target = Path(sys.argv[1])
+def lay_out(target: Path, *, control: bool) -> None:
+    """Everything of one image."""
     shutil.rmtree(target, ignore_errors=True)
     here = target / "opt" / "cloister"
     lib = here / "lib"
     lib.mkdir(parents=True)
-    install(lib)
-    copy_cloister(lib)
+    install(lib, CONTROL_DISTRIBUTIONS if control else trusted())
+    copy_cloister(lib, contents.CONTROL if control else contents.LIST)
     shutil.copyfile(HERE / "start.py", here / "start.py")
     compile_all(lib)
     (here / "sbom.cdx.json").write_text(json.dumps(sbom(lib), indent=1) + "\n")
@@ -180,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    lay_out(Path(sys.argv[1]), control="--control" in sys.argv)

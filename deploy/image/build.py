@@ -1,8 +1,10 @@
-"""Builds the image with the engine that is there, runs it once, and prints the measurement that policies name.
+"""Builds the images with the engine that is there, runs each once, and prints the measurement that policies name.
 
-    python deploy/image/build.py [--tag localhost/cloister:test] [--base IMAGE | --debian-base] [--engine podman]
+    python deploy/image/build.py [--tag TAG] [--control-tag TAG] [--only services|control]
+                                 [--base IMAGE | --debian-base] [--engine podman]
 
-``--debian-base`` makes the base from Debian's packages (debian_root.py), for machines that reach no registry.
+``services`` are KeyService, runtime and OpenWhisk action, which are measured and trusted; ``control`` are gateway and
+witness. ``--debian-base`` makes the base from Debian's packages (debian_root.py), for machines that reach no registry.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import debian_root
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
+FOLDERS = {"services": "image", "control": "control"}  # of build/, and targets of the Containerfile
 ENGINES = {"docker": ("docker",), "podman": ("podman", *(("--runtime", "runc") if shutil.which("runc") else ()))}
 
 
@@ -30,14 +33,27 @@ def docker_runs() -> bool:
     return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
 
 
-def build(engine: str, tag: str, base: str) -> None:
-    """The image, of the docker format, which knows health checks."""
-    command = [*ENGINES[engine], "build", "--file", str(ROOT / "deploy/Containerfile"), "--tag", tag]
+def build(engine: str, image: str, tag: str, base: str) -> None:
+    """One image, of the docker format, which knows health checks."""
+    file = str(ROOT / "deploy/Containerfile")
+    command = [*ENGINES[engine], "build", "--file", file, "--target", image, "--tag", tag]
     if base:
         command += ["--build-arg", f"BASE_IMAGE={base}"]
     if engine == "podman":  # chroot: no step runs anything, so nothing needs to be isolated
         command += ["--format", "docker", "--isolation", "chroot", "--timestamp", str(assemble.epoch())]
-    subprocess.run([*command, str(BUILD / "image")], check=True)
+    subprocess.run([*command, str(BUILD / FOLDERS[image])], check=True)
+
+
+def run_once(engine: str, image: str, tag: str) -> None:
+    """What the image measures is what was put into it; prints it."""
+    run = [*ENGINES[engine], "run", "--rm", "--no-healthcheck", "--network", "none", "--read-only", *LIMITS]
+    done = subprocess.run(
+        [*run, "--cap-drop", "ALL", tag, "version", "--json"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    told = json.loads(done.stdout)
+    if told != json.loads((BUILD / FOLDERS[image] / "opt/cloister/measurement.json").read_text()):
+        sys.exit("build: what the image measures is not what was put into it")
+    print(f"{tag}: measurement {told['insecure-simulation-measurement']}")
 
 
 def import_root(engine: str, tag: str) -> None:
@@ -51,24 +67,22 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tag", default="localhost/cloister:test")
+    parser.add_argument("--control-tag", default="localhost/cloister-gateway:test")
+    parser.add_argument("--only", choices=sorted(FOLDERS))
     parser.add_argument("--base", default="")
     parser.add_argument("--debian-base", action="store_true")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="docker" if docker_runs() else "podman")
     args = parser.parse_args()
-    sys.argv = [sys.argv[0], str(BUILD / "image")]
-    assemble.main()
     if args.debian_base:
         args.base = "localhost/cloister-base:bookworm"
         sys.argv = [sys.argv[0], str(BUILD / "root")]
         debian_root.main()
         import_root(args.engine, args.base)
-    build(args.engine, args.tag, args.base)
-    run = [*ENGINES[args.engine], "run", "--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", *LIMITS]
-    done = subprocess.run([*run, args.tag, "version", "--json"], stdout=subprocess.PIPE, text=True, check=True)
-    told = json.loads(done.stdout)
-    if told != json.loads((BUILD / "image/opt/cloister/measurement.json").read_text()):
-        sys.exit("build: what the image measures is not what was put into it")
-    print(f"{args.tag}: measurement {told['insecure-simulation-measurement']}")
+    for image, tag in (("services", args.tag), ("control", args.control_tag)):
+        if args.only in (None, image):
+            assemble.lay_out(BUILD / FOLDERS[image], control=image == "control")
+            build(args.engine, image, tag, args.base)
+            run_once(args.engine, image, tag)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Which modules are in the image: what the services' commands import, directly or not, and nothing else.
+"""Which modules are in each image: what its commands import, directly or not, and nothing else.
 
     python deploy/image/contents.py [--check]
 
-writes deploy/image/contents.txt, or compares it, as a test does: the list grows only on purpose.
+writes deploy/image/contents.txt (KeyService, runtime, action) and control.txt (gateway, witness), or compares them, as
+a test does: the lists grow only on purpose.
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import grimp
 
 HERE = Path(__file__).parent
 LIST = HERE / "contents.txt"
-ROOTS = ("keyservice", "runtime", "openwhisk_action", "health", "version", "main")
+CONTROL = HERE / "control.txt"
+ROOTS = {
+    LIST: ("keyservice", "runtime", "openwhisk_action", "health", "version", "main"),
+    CONTROL: ("gateway", "witness", "health", "version", "main"),
+}
 
 
-def modules() -> list[str]:
+def modules(roots: tuple[str, ...]) -> list[str]:
     """Their names, sorted. Imports within functions count."""
     graph = grimp.build_graph("cloister")
     found: set[str] = set()
-    waiting = ["cloister.__main__", *(f"cloister.cli.{name}" for name in ROOTS)]
+    waiting = ["cloister.__main__", *(f"cloister.cli.{name}" for name in roots)]
     while waiting:
         module = waiting.pop()
         if module in found:
@@ -34,12 +39,15 @@ def modules() -> list[str]:
     return sorted(found)
 
 
-def text() -> str:
-    """The file."""
-    return "# Written by deploy/image/contents.py: the modules in the image.\n" + "".join(f"{m}\n" for m in modules())
+def text(file: Path) -> str:
+    """What the file should hold."""
+    head = "# Written by deploy/image/contents.py: the modules in the image.\n"
+    return head + "".join(f"{module}\n" for module in modules(ROOTS[file]))
 
 
 if __name__ == "__main__":
-    if "--check" in sys.argv:
-        sys.exit(0 if LIST.read_text() == text() else f"{LIST} is not what the services import; run {__file__}")
-    LIST.write_text(text())
+    for path in ROOTS:
+        if "--check" not in sys.argv:
+            path.write_text(text(path))
+        elif path.read_text() != text(path):
+            sys.exit(f"{path} is not what the services import; run {__file__}")

@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name != COMMANDS[args.command][0]:
             raise
         print(
-            f"error: this installation has no `cloister {args.command}` (an image for services only)", file=sys.stderr
+            f"error: this installation has no `cloister {args.command}`: it is an image for other commands",
+            file=sys.stderr,
         )
         return 2
     parser = argparse.ArgumentParser(

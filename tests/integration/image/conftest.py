@@ -1,4 +1,4 @@
-"""The image under test: ``make test-image`` builds it and names it in CLOISTER_TEST_IMAGE."""
+"""The images under test: ``make test-image`` builds them and names them in CLOISTER_TEST_[GATEWAY_]IMAGE."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ def image() -> str:
     if not name:
         pytest.skip("NO IMAGE IS TESTED: CLOISTER_TEST_IMAGE names none; `make test-image` builds one and runs this")
     return name
+
+
+@pytest.fixture(scope="session")
+def gateway_image() -> str:
+    name = os.environ.get("CLOISTER_TEST_GATEWAY_IMAGE", "")
+    if not name:
+        pytest.skip("NO GATEWAY IMAGE IS TESTED: CLOISTER_TEST_GATEWAY_IMAGE names none; see `make test-image`")
+    return name
+
+
+@pytest.fixture(params=["services", "control"])
+def either(request: pytest.FixtureRequest, image: str) -> str:
+    """One image after the other."""
+    return image if request.param == "services" else str(request.getfixturevalue("gateway_image"))
 
 
 @pytest.fixture(scope="session")

@@ -80,10 +80,19 @@ def open_collateral(
     store = MemoryStore() if cache is None else DirectoryStore(cache)
     if source is None:
         return CachedCollateral(CarriedCollateral(), store, anchors, clock, refresh=0)
-    from cloister.adapters.collateral.amd_kds import AmdKds
-    from cloister.adapters.collateral.fetch import Fetcher
-    from cloister.adapters.collateral.intel_pcs import IntelPcs
-    from cloister.adapters.collateral.vendors import VendorCollateral
+    try:
+        from cloister.adapters.collateral.amd_kds import AmdKds
+        from cloister.adapters.collateral.fetch import Fetcher
+        from cloister.adapters.collateral.intel_pcs import IntelPcs
+        from cloister.adapters.collateral.vendors import VendorCollateral
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        raise Unavailable(
+            "collateral-unavailable",
+            "this installation asks no vendors: it has no httpx, as images have none",
+            hint="Give a folder or a bundle file, which `cloister collateral` makes elsewhere.",
+        ) from error
 
     fetcher = Fetcher()
     intel = IntelPcs(fetcher) if source == VENDORS else IntelPcs(fetcher, base=source)
