@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "consent": ("cloister.cli.consent", "let attested runtimes see your requests to a model"),
     "access": ("cloister.cli.access", "who may use what, why not, and what happened"),
     "infer": ("cloister.cli.infer", "run a model on your data, encrypted end to end"),
+    "proxy": ("cloister.cli.proxy", "let unchanged clients use models through the sealed path"),
     "verify": ("cloister.cli.verify", "verify evidence of a TEE and appraise it under a policy"),
     "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),

@@ -18,8 +18,19 @@ from cloister.base.limits import MAX_RESPONSE_BODY
 from cloister.client.client import Client
 from cloister.client.exchange import DEADLINE_S, SEALED_HEADERS, content_of, pause_before_next
 from cloister.client.explain import AGAIN_S
-from cloister.client.inference import Outputs, open_inference, seal_inference
+from cloister.client.inference import (
+    Outputs,
+    Provenance,
+    SealedInference,
+    SealingKey,
+    open_answer,
+    open_inference,
+    seal_http,
+    seal_inference,
+)
 from cloister.client.stream_call import Inputs, infer_stream
+from cloister.crypto.stream import Buffer
+from cloister.wire import bhttp
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,15 +79,50 @@ class AsyncClient:
         deadline_s: float = DEADLINE_S,
     ) -> Outputs:
         """As ``Client.infer``."""
-        loop, sync = asyncio.get_running_loop(), self.sync
+        sync = self.sync
         target = await self.run(sync.model_id, model)
+
+        def seal(key: SealingKey, now: float) -> SealedInference:
+            return seal_inference(key, sync.account.identity, inputs, outputs, now)
+
+        return await self._exchange(target, seal, open_inference, deadline_s)
+
+    async def request(
+        self,
+        target: ModelId,
+        method: str,
+        path: str,
+        *,
+        fields: Sequence[bhttp.Field] = (),
+        content: Sequence[Buffer] = (),
+        deadline_s: float = DEADLINE_S,
+    ) -> tuple[bhttp.Response, Provenance]:
+        """Any request to what answers for a model inside the envelope (spec/protocol.md, section 9); errors as
+        ``Client.infer``.
+        """
+        sync = self.sync
+
+        def seal(key: SealingKey, now: float) -> SealedInference:
+            return seal_http(key, sync.account.identity, now, method=method, path=path, fields=fields, content=content)
+
+        return await self._exchange(target, seal, open_answer, deadline_s)
+
+    async def _exchange(
+        self,
+        target: ModelId,
+        seal: Callable[[SealingKey, float], SealedInference],
+        opened: Callable[[SealedInference, bytes, bytes | None], T],
+        deadline_s: float,
+    ) -> T:
+        """Sealed anew for each attempt, while the service is only unavailable."""
+        loop, sync = asyncio.get_running_loop(), self.sync
         end = loop.time() + deadline_s
         again = True
         for attempt in itertools.count():
             try:
                 key = await self.run(sync.keys.key, target)
                 consented = await self.run(sync.keys.consented, target)
-                sealed = seal_inference(key, sync.account.identity, inputs, outputs, sync.clock.now())
+                sealed = seal(key, sync.clock.now())
                 answer = await self._http.request(
                     "POST",
                     sync.profile.gateway,
@@ -87,7 +133,7 @@ class AsyncClient:
                     max_answer=MAX_RESPONSE_BODY,
                     idempotent=True,
                 )
-                return open_inference(sealed, content_of(answer), consented.manifest_digest)
+                return opened(sealed, content_of(answer), consented.manifest_digest)
             except Unavailable as error:
                 await asyncio.sleep(pause_before_next(error, attempt, end - loop.time()))
             except CloisterError as error:

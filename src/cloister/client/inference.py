@@ -167,8 +167,10 @@ def open_http(sealed: SealedInference, answer: Buffer) -> bhttp.Response:
     return response
 
 
-def open_inference(sealed: SealedInference, answer: Buffer, expected_digest: bytes | None) -> Outputs:
-    """The outputs.
+def open_answer(
+    sealed: SealedInference, answer: Buffer, expected_digest: bytes | None
+) -> tuple[bhttp.Response, Provenance]:
+    """The inner response, and where it comes from.
 
     :param expected_digest: the manifest that the consent names, if it names one.
     :raises Tampered: as :func:`open_http`, and ``model-other`` for another model than consented to.
@@ -177,6 +179,12 @@ def open_inference(sealed: SealedInference, answer: Buffer, expected_digest: byt
     provenance = read_provenance(response.fields)
     if expected_digest is not None and provenance.model_digest != expected_digest:
         raise Tampered("model-other", "the answer comes from another version of the model than consented to")
+    return response, provenance
+
+
+def open_inference(sealed: SealedInference, answer: Buffer, expected_digest: bytes | None) -> Outputs:
+    """The outputs; as :func:`open_answer`."""
+    response, provenance = open_answer(sealed, answer, expected_digest)
     length = bhttp.field(response.fields, oip.HEADER_LENGTH_FIELD)
     decoded = oip.decode_response(response.content, _number(length) if length is not None else None)
     return Outputs({tensor.name: tensor.data for tensor in decoded.outputs}, provenance)
