@@ -273,7 +273,9 @@ class Texts(Kind):
 
     def words(self, value: Value, field: Field) -> str:
         accepted = value if isinstance(value, tuple) else ()
-        return f"{field.label}: nothing but {show(accepted)}." if self.each else one_of(field, accepted)
+        if not self.each:
+            return one_of(field, accepted)
+        return f"{field.label}: only {show(accepted)}." if accepted else f"{field.label}: none may."
 
 
 @dataclass(frozen=True, slots=True)

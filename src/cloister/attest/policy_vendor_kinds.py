@@ -63,7 +63,8 @@ class VlekCsps(Kind):
         signer, provider = subject.get("specific.signer"), subject.get("specific.csp_id")
         accepted = value if isinstance(value, tuple) else ()
         passed = signer == "vcek" or (signer == "vlek" and isinstance(provider, str) and provider in accepted)
-        return Outcome(passed, f"a VCEK, or a VLEK of {show(accepted)}", f"{show(signer)} of {show(provider)}")
+        expected = f"vcek, or vlek of {show(accepted)}" if accepted else "vcek"
+        return Outcome(passed, expected, show(signer) if provider is None else f"{show(signer)} of {show(provider)}")
 
     def observe(self, field: Field, subject: Subject) -> object:
         provider = subject.get("specific.csp_id")

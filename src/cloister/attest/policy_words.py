@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from cloister.attest.policy import Policy, Rule
 from cloister.attest.policy_fields import FIELDS
 from cloister.attest.policy_kinds import Field, LeftOut
+from cloister.attest.policy_vendor_kinds import TcbMinimum
 from cloister.attest.types import TeeType
 
 # Least SNP security patch level that closes CVE-2024-56161 (AMD-SB-3019), by product.
 _SNP_PATCHED: Final = {"Milan": 0x18, "Genoa": 0x17}
+_DAY_S: Final = 86_400
+_UNPATCHED: Final = "known vulnerabilities of the platform are not patched"
+_SETTINGS: Final = "the platform's settings leave known attacks open"
+_CODE: Final = "the code must defend itself against attacks that the platform does not stop"
+_OLD_MODULE: Final = "the TD was started under an older TDX module"
+_STATUSES: Final = {
+    "SWHardeningNeeded": _CODE,
+    "ConfigurationNeeded": _SETTINGS,
+    "ConfigurationAndSWHardeningNeeded": f"{_SETTINGS}, and {_CODE}",
+    "OutOfDate": _UNPATCHED,
+    "OutOfDateConfigurationNeeded": f"{_UNPATCHED}, and {_SETTINGS}",
+    "TDRelaunchAdvised": _OLD_MODULE,
+    "TDRelaunchAdvisedConfigurationNeeded": f"{_OLD_MODULE}, and {_SETTINGS}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +83,11 @@ def warnings(rule: Rule) -> list[str]:
         for name, value in rule.values.items()
         if value == () and name not in ("advisories", "vlek_csp_ids")
     ]
-    found += _known_attacks(rule)
-    return found
+    if rule.tee in (TeeType.SGX, TeeType.TDX):
+        found += _intel(rule)
+    if rule.tee is TeeType.SEV_SNP:
+        found += _snp(rule)
+    return found + _numbers(rule)
 
 
 def _named(field: Field, rule: Rule) -> str:
@@ -77,21 +95,60 @@ def _named(field: Field, rule: Rule) -> str:
     return value.name if isinstance(value, LeftOut) else f"{field.name} = true"
 
 
-def _known_attacks(rule: Rule) -> list[str]:
+def _listed(rule: Rule, name: str) -> tuple[Any, ...]:
+    value = rule.values.get(name)
+    return value if isinstance(value, tuple) else ()
+
+
+def _intel(rule: Rule) -> list[str]:
+    found = [f"tcb {status}: {_STATUSES[status]}" for status in _listed(rule, "tcb") if status in _STATUSES]
+    if named := _listed(rule, "advisories"):
+        found.append(f"advisories {', '.join(named)}: platforms that they apply to are accepted")
+    return found
+
+
+def _snp(rule: Rule) -> list[str]:
     found = []
-    if rule.tee in (TeeType.SGX, TeeType.TDX):
-        statuses = rule.values["tcb"]
-        weak = [status for status in statuses if status.startswith("OutOfDate")] if isinstance(statuses, tuple) else []
-        found += [f"tcb {status}: known vulnerabilities of the platform are not patched" for status in weak]
-    if rule.tee is TeeType.SEV_SNP:
-        products, least = rule.values["products"], rule.values["minimum_reported_tcb"]
-        level = dict(least).get("snp", 0) if isinstance(least, tuple) else None
-        for product, patched in _SNP_PATCHED.items():
-            if level is not None and level < patched and isinstance(products, tuple) and product in products:
-                found.append(
-                    f"minimum_reported_tcb.snp {level} on {product}: below {patched}, microcode can be forged "
-                    "(CVE-2024-56161)"
-                )
-        if isinstance(products, tuple) and len(products) > 1 and isinstance(least, tuple):
-            found.append("several products share one minimum TCB: levels count separately in each; use a rule for each")
+    products, least = _listed(rule, "products"), dict(_listed(rule, "minimum_reported_tcb"))
+    for product, patched in _SNP_PATCHED.items():
+        level = least.get("snp", patched)
+        if level < patched and (product in products or isinstance(rule.values["products"], LeftOut)):
+            found.append(
+                f"minimum_reported_tcb.snp {level} on {product}: below {patched}, microcode can be forged "
+                "(CVE-2024-56161)"
+            )
+    if len(products) > 1 and least:
+        found.append("several products share one minimum TCB: levels count separately in each; use a rule for each")
+    minima = {field.name: dict(_listed(rule, field.name)) for field in FIELDS[rule.tee] if _is_minimum(field)}
+    found += [
+        f"{name} of zeros: firmware of any age is accepted"
+        for name, levels in minima.items()
+        if levels and not any(levels.values())
+    ]
+    found += [
+        f"vmpl {level}: what runs at a lower number in the guest can read and change what speaks here"
+        for level in _listed(rule, "vmpl")
+        if level > 0
+    ]
+    if providers := _listed(rule, "vlek_csp_ids"):
+        names = ", ".join(providers)
+        found.append(f"vlek_csp_ids {names}: the key names no chip; any machine of theirs may have signed")
+    return found
+
+
+def _is_minimum(field: Field) -> bool:
+    return isinstance(field.kind, TcbMinimum)
+
+
+def _numbers(rule: Rule) -> list[str]:
+    """Minimum and maximum values that demand nothing."""
+    found = []
+    if rule.values.get("minimum_tcb_evaluation_data_number") == 0:
+        found.append("minimum_tcb_evaluation_data_number = 0: TCB information of any age is accepted while it is valid")
+    code = rule.values.get("mrenclave", rule.values.get("measurement"))
+    if rule.values.get("minimum_security_version") == 0 and isinstance(code, LeftOut):
+        found.append("minimum_security_version = 0: every version of the code is accepted")
+    age = rule.values.get("maximum_age_s")
+    if isinstance(age, int) and age > _DAY_S:
+        found.append(f"maximum_age_s = {age}: evidence of a TEE that ended days ago is accepted")
     return found

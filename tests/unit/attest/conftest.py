@@ -49,7 +49,7 @@ RULES: dict[TeeType, dict[str, Any]] = {
     },
     TeeType.SEV_SNP: {
         "products": ["Milan"],
-        "cpuids": ["19-01-01", "19-01-02"],
+        "cpuids": ["19-1-1", "19-1-2"],
         "measurement": [b"m" * 48],
         **{f"minimum_{kind}_tcb": SNP_TCB for kind in names.TCB_KINDS},
         "required_launch_mitigations": 0x5,
@@ -112,7 +112,7 @@ SPECIFIC: dict[TeeType, dict[str, ClaimValue]] = {
         names.SNP_SIGNER: "vcek",
         names.SNP_REVOCATION_CHECKED: True,
         names.SNP_VMPL: 0,
-        names.SNP_CPUID: "19-01-01",
+        names.SNP_CPUID: "19-1-1",
         names.SNP_LAUNCH_MITIGATIONS: 0x15,
         names.SNP_CURRENT_MITIGATIONS: 1 << 63 | 0x1F,
         names.SMT: False,

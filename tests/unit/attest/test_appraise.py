@@ -39,7 +39,7 @@ def test_evidence_that_satisfies_every_check_is_accepted(case: Any) -> None:
     result = run(case)
     assert (result.rule, result.policy_digest) == ("main", case.policy().digest)
     assert result.expires_at == case.verified().expires_at
-    assert bool(result.warnings) is (case.tee is SIMULATION)
+    assert bool(result.warnings) is (case.tee in (SIMULATION, SGX, TDX))  # Intel's rules here list a weak TCB status
     report = appraisal_report(
         case.verified(), configuration=case.configuration, report_data=b"r" * 64, policy=case.policy(), now=case.now
     )
@@ -87,7 +87,7 @@ CHECKS: list[tuple[TeeType, dict[str, Any], str, str, object]] = [
     (TDX, {"specific": {names.TD_ATTRIBUTES: 1 << 31}}, "allow_kl", "kl-not-allowed", True),
     (TDX, {"specific": {names.TD_ATTRIBUTES: 1 << 63}}, "allow_perfmon", "perfmon-not-allowed", True),
     (SNP, {"specific": {names.SNP_PRODUCT: "Turin"}}, "products", "product-not-allowed", ["Milan", "Turin"]),
-    (SNP, {"specific": {names.SNP_CPUID: "19-01-00"}}, "cpuids", "cpuid-not-allowed", ["19-01-00"]),
+    (SNP, {"specific": {names.SNP_CPUID: "19-1-0"}}, "cpuids", "cpuid-not-allowed", ["19-1-0"]),
     (SNP, {"specific": {names.SNP_CPUID: None}}, "cpuids", "cpuid-not-allowed", "any-cpuid"),
     (
         SNP,
@@ -267,7 +267,7 @@ def test_the_signer_is_looked_at_only_where_the_enclave_is_left_out(case_of: Any
     case = case_of(SGX)
     signed = {"mrenclave": "any-mrenclave", "mrsigner": [b"s" * 32], "product_id": [1], "minimum_security_version": 4}
     case.rule |= signed
-    assert run(case).warnings == ("any-mrenclave: code that nobody reviewed is accepted",)
+    assert "any-mrenclave: code that nobody reviewed is accepted" in run(case).warnings
     for name, value, code in [
         ("mrsigner", [b"x" * 32], "mrsigner-not-allowed"),
         ("product_id", [2], "product-id-not-allowed"),

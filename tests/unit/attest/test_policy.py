@@ -282,6 +282,71 @@ def test_known_attacks_are_warned_of(case_of: Any) -> None:
     assert "mrenclave = []: nothing can satisfy this rule" in warned
 
 
+# a value of one field, and how the warning of it begins
+WEAK: list[tuple[TeeType, str, object, str]] = [
+    (TeeType.SGX, "tcb", ["SWHardeningNeeded"], "tcb SWHardeningNeeded: the code must defend itself"),
+    (TeeType.SGX, "tcb", ["ConfigurationNeeded"], "tcb ConfigurationNeeded: the platform's settings"),
+    (TeeType.TDX, "tcb", ["OutOfDateConfigurationNeeded"], "tcb OutOfDateConfigurationNeeded: known vulnerabilities"),
+    (TeeType.TDX, "tcb", ["TDRelaunchAdvised"], "tcb TDRelaunchAdvised: the TD was started"),
+    (TeeType.TDX, "advisories", ["INTEL-SA-00615"], "advisories INTEL-SA-00615: platforms"),
+    (TeeType.TDX, "minimum_tcb_evaluation_data_number", 0, "minimum_tcb_evaluation_data_number = 0: "),
+    (TeeType.SEV_SNP, "vmpl", [0, 2], "vmpl 2: what runs at a lower number"),
+    (TeeType.SEV_SNP, "vlek_csp_ids", ["CN=cloud"], "vlek_csp_ids CN=cloud: the key names no chip"),
+    (
+        TeeType.SEV_SNP,
+        "minimum_launch_tcb",
+        {"boot_loader": 0, "tee": 0, "snp": 0, "microcode": 0},
+        "minimum_launch_tcb of zeros: ",
+    ),
+    (TeeType.SEV_SNP, "products", ["Milan", "Turin"], "several products share one minimum TCB"),
+    (TeeType.NITRO, "maximum_age_s", 604_800, "maximum_age_s = 604800: evidence of a TEE that ended days ago"),
+]
+
+
+@pytest.mark.parametrize(("tee", "field", "value", "warned"), WEAK)
+def test_a_check_that_demands_little_is_warned_of(
+    case_of: Any, tee: TeeType, field: str, value: object, warned: str
+) -> None:
+    strict, weak = case_of(tee), case_of(tee)
+    strict.rule |= {"tcb": ["UpToDate"], "advisories": []} if tee in (TeeType.SGX, TeeType.TDX) else {}
+    weak.rule |= strict.rule | {field: value}
+    assert not [line for line in explain_policy(strict.policy()) if line.warning]
+    (line,) = [line for line in explain_policy(weak.policy()) if line.warning]
+    assert line.text.startswith(warned)
+
+
+def test_old_firmware_is_warned_of_where_any_product_is_accepted(case_of: Any) -> None:
+    snp = case_of(TeeType.SEV_SNP)
+    snp.rule |= {"products": "any-product"}
+    snp.rule["minimum_reported_tcb"] = {"boot_loader": 3, "tee": 0, "snp": 20, "microcode": 209}
+    warned = [line.text for line in explain_policy(snp.policy()) if line.warning]
+    assert sum("CVE-2024-56161" in text for text in warned) == 2
+
+
+def test_the_least_version_matters_where_the_code_is_not_named(case_of: Any) -> None:
+    codes = {TeeType.SEV_SNP: "measurement", TeeType.SIMULATION: "measurement", TeeType.SGX: "mrenclave"}
+    for tee, code in codes.items():
+        case = case_of(tee)
+        case.rule |= {"minimum_security_version": 0}
+        if tee is TeeType.SGX:
+            case.rule |= {"mrsigner": [b"s" * 32], "product_id": [1]}
+        expected = "minimum_security_version = 0: every version of the code is accepted"
+        assert expected not in [line.text for line in explain_policy(case.policy())]
+        case.rule |= {code: f"any-{code}"}
+        assert expected in [line.text for line in explain_policy(case.policy())]
+
+
+def test_an_explanation_reads_as_sentences(case_of: Any) -> None:
+    tdx = case_of(TeeType.TDX)
+    tdx.rule |= {"advisories": []}
+    lines = [line.text for line in explain_policy(tdx.policy())]
+    assert "Security advisories that apply to the platform: none may." in lines
+    assert "The use of key locker (KL) is refused." in lines
+    tdx.rule |= {"advisories": ["INTEL-SA-1", "INTEL-SA-2"]}
+    lines = [line.text for line in explain_policy(tdx.policy())]
+    assert "Security advisories that apply to the platform: only INTEL-SA-1, INTEL-SA-2." in lines
+
+
 def test_a_policy_from_what_is_seen_accepts_that_and_no_other_measurement(case: Any) -> None:
     verified = case.verified()
     policy = policy_for(verified.claims, case.configuration)
