@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from cloister.adapters.clock import SystemClock
-from cloister.adapters.collateral.bundle import BundleCollateral
 from cloister.adapters.collateral.configured import VENDORS, open_collateral
+from cloister.adapters.collateral.subject import subject_of
 from cloister.attest.anchors import TrustAnchors, production_anchors
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.types import Claims, Collateral, Configuration, Evidence, TeeType
-from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import MAX_COLLATERAL, MAX_CONFIGURATION, MAX_EVIDENCE
 from cloister.cli.files import read_file
 from cloister.crypto.sign import PUBLIC_KEY_LENGTH
@@ -32,13 +32,27 @@ _COLLATERAL: Final[dict[TeeType, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """What was given on the command line, read but not believed."""
+    """What was given on the command line, read but not believed.
+
+    :param problem: what already speaks against it, with the step it belongs to: the arguments can be used, the evidence
+        is longer than any, or the service that was named has no collateral for it.
+    """
 
     evidence: Evidence
     collateral: Collateral
     anchors: TrustAnchors
     configuration: Configuration | None
     now: float
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A step that failed before verification."""
+
+    step: str
+    error: CloisterError
+    clause: str
 
 
 def add_evidence_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -72,7 +86,8 @@ def add_evidence_arguments(parser: argparse.ArgumentParser, *, required: bool = 
 def read_presented(args: argparse.Namespace) -> Presented:
     """Read what the arguments name.
 
-    :raises InvalidInput: ``file-unreadable``, ``file-too-long``, ``argument``, and the codes of configurations.
+    :raises InvalidInput: ``file-unreadable``, ``argument``, ``file-too-long`` (of what is not evidence), and the codes
+        of configurations.
     """
     if args.at is not None and not 0 <= args.at < 2**40:
         raise InvalidInput("argument", f"--at {args.at} is no Unix time")
@@ -80,18 +95,30 @@ def read_presented(args: argparse.Namespace) -> Presented:
     names = _COLLATERAL[tee]
     if names and args.collateral is None:
         raise InvalidInput("argument", f"evidence of {tee} needs --collateral DIR with {', '.join(names)}")
-    evidence = Evidence(tee, read_file(args.evidence, limit=MAX_EVIDENCE, what="evidence"))
+    evidence, problem = Evidence(tee, b""), None
+    try:
+        evidence = Evidence(tee, read_file(args.evidence, limit=MAX_EVIDENCE, what="evidence"))
+    except InvalidInput as error:
+        if error.code != "file-too-long":
+            raise
+        problem = Problem("parse", InvalidInput("evidence-too-long", error.message), "attestation.md 2.1")
     configuration = None
     if args.configuration is not None:
         configuration = decode_configuration(
             read_file(args.configuration, limit=MAX_CONFIGURATION, what="configuration")
         )
+    collateral = Collateral()
+    try:
+        collateral = _collateral(args.collateral, evidence)
+    except Unavailable as error:
+        problem = problem or Problem("collateral", error, "attestation.md 2.7")
     return Presented(
         evidence=evidence,
-        collateral=_collateral(args.collateral, evidence),
+        collateral=collateral,
         anchors=anchors_of(args),
         configuration=configuration,
         now=SystemClock().now() if args.at is None else args.at,
+        problem=problem,
     )
 
 
@@ -107,16 +134,21 @@ def anchors_of(args: argparse.Namespace) -> TrustAnchors:
 
 
 def _collateral(source: str | None, evidence: Evidence) -> Collateral:
+    """:raises Unavailable: ``collateral-unavailable`` of a service. :raises InvalidInput: of a folder or file."""
     if source is None:
         return Collateral()
     path = Path(source)
-    if source == VENDORS or source.startswith(("http://", "https://")):
-        # Its clock is the machine's, whatever --at says: a service gives what is valid now.
-        return open_collateral(source, production_anchors(), SystemClock()).collateral(evidence)
-    if path.is_file():
+    online = source == VENDORS or source.startswith(("http://", "https://"))
+    if online or path.is_file():
+        # A service's clock is the machine's, whatever --at says: it gives what is valid now.
+        opened = open_collateral(source, production_anchors(), SystemClock())
+        if not _names_a_platform(evidence):
+            return Collateral()
         try:
-            return BundleCollateral.open(path).collateral(evidence)
+            return opened.collateral(evidence)
         except Unavailable as error:
+            if online:
+                raise
             raise InvalidInput("argument", f"--collateral {path}: {error.message}", hint=error.hint) from error
     if not path.is_dir():
         raise InvalidInput("argument", f"--collateral {path} is neither a folder nor a bundle file")
@@ -126,6 +158,15 @@ def _collateral(source: str | None, evidence: Evidence) -> Collateral:
         if (path / name).exists()
     }
     return Collateral(files)
+
+
+def _names_a_platform(evidence: Evidence) -> bool:
+    """Of what is no evidence nobody has collateral; the verifier says what is wrong with it."""
+    try:
+        subject_of(evidence)
+    except InvalidInput:
+        return False
+    return True
 
 
 def from_hex(text: str, what: str) -> bytes:

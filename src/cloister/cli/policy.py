@@ -67,6 +67,8 @@ def _observe(args: argparse.Namespace, out: Output) -> int:
     except InvalidInput as error:
         show_error(error, as_json=out.as_json)
         return 2
+    if presented.problem is not None:
+        raise presented.problem.error
     verified = verify(presented.evidence, presented.collateral, presented.anchors, presented.now)
     policy = policy_for(
         verified.claims,

@@ -24,7 +24,7 @@ from cloister.base.errors import CloisterError, InvalidInput
 from cloister.cli.evidence import add_evidence_arguments, from_hex, read_presented
 from cloister.cli.files import read_text
 from cloister.cli.output import Output, show_error
-from cloister.cli.verdict import UNUSABLE, Findings
+from cloister.cli.verdict import UNUSABLE, Findings, failed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +74,13 @@ def _verify_file(args: argparse.Namespace, out: Output) -> int:
     policy = read_policy(args.policy)
     expected = None if args.report_data is None else _report_data(args)
     findings, recorder = Findings(presented.evidence.tee.value), Steps()
+    if presented.problem is not None:
+        problem = presented.problem
+        findings.steps.append(failed(problem.step, problem.error, problem.clause))
+        findings.not_reached(policy)
+        return findings.show(out)
+    if _is_text(presented.evidence.body):
+        findings.warnings.append(f"{args.evidence} holds text; evidence is bytes: decode hexadecimal or base64 first")
     try:
         verified = verify(presented.evidence, presented.collateral, presented.anchors, presented.now, recorder)
     except CloisterError as error:
@@ -93,6 +100,10 @@ def _verify_file(args: argparse.Namespace, out: Output) -> int:
     if expected is None and findings.accepted:
         findings.warnings.append("without --report-data nothing shows that the evidence is fresh, or made for you")
     return findings.show(out)
+
+
+def _is_text(body: bytes) -> bool:
+    return bool(body) and all(byte in b"\t\r\n" or 0x20 <= byte < 0x7F for byte in body)
 
 
 def _report_data(args: argparse.Namespace) -> bytes:

@@ -6,10 +6,12 @@ Names follow the list of negative cases: A (any TEE), I (Intel).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from cloister.attest.anchors import TrustAnchors, production_anchors
+from cloister.attest.dcap.parse import parse
 from cloister.attest.steps import Steps, Verdict
 from cloister.attest.types import Collateral, Evidence, TeeType, VerifiedEvidence
 from cloister.attest.verify import verify
@@ -100,11 +102,16 @@ ANY: dict[str, tuple[Change, str]] = {
     "I2 root CRL forged": (node("root_crl", "signing_key", _OTHER), "crl-forged"),
     "I2 PCK CRL forged": (node("pck_crl", "signing_key", _OTHER), "crl-forged"),
     "I2 PCK CRL in the root's place": (lambda i: setattr(i, "root_crl", Crl(i.pck_ca)), "crl-wrong-issuer"),
+    "I2 PCK CRL of the other CA": (lambda i: setattr(i, "pck_crl", Crl(_other_ca(i))), "crl-wrong-issuer"),
     "I2 root CRL in the PCK's place": (lambda i: setattr(i, "pck_crl", Crl(i.root)), "crl-wrong-issuer"),
     # I3
     "I3 other FMSPC": (field("tcb_info", "fmspc", "00A067110000"), "fmspc-mismatch"),  # type: ignore[arg-type]
     "I3 other PCE": (field("tcb_info", "pceId", "0100"), "pce-id-mismatch"),  # type: ignore[arg-type]
-    "I3 old TCB info form": (field("tcb_info", "version", 2), "tcb-info-tee"),
+    "I3 old TCB info form": (
+        lambda i: [i.tcb_info.pop("id"), i.tcb_info.__setitem__("version", 2)],
+        "tcb-info-version",
+    ),
+    "I3 unknown TCB info form": (field("tcb_info", "version", 4), "tcb-info-version"),
     "I3 unknown QE identity form": (field("qe_identity", "version", 9), "qe-identity-version"),
     "I3 TCB info forged": (put("tcb_info_signing_key", _OTHER), "tcb-info-forged"),
     "I3 signed by the PCK key": (lambda i: setattr(i, "tcb_signer", i.pck), "tcb-signer-name"),
@@ -122,6 +129,10 @@ ANY: dict[str, tuple[Change, str]] = {
     "I5 QE revoked": (field("qe_report", "isv_svn", 3), "tcb-revoked"),
     "I5 QE below every level": (field("qe_report", "isv_svn", 1), "qe-too-old"),
     "I5 key not hashed": (put("qe_report_data", bytes(64)), "qe-key-not-bound"),
+    "I5 upper half of the QE's report data": (
+        lambda i: setattr(i, "qe_report_data", _vouching(i) + bytes(31) + b"\x01"),
+        "qe-report-data",
+    ),
     "I5 other authentication data": (put("qe_authentication_data", bytes(31)), "qe-authentication-length"),
     "I5 QE report forged": (put("qe_report_signing_key", _OTHER), "qe-report-forged"),
     "I5 quote by another key": (put("quote_signing_key", _OTHER), "quote-forged"),
@@ -157,6 +168,19 @@ ANY: dict[str, tuple[Change, str]] = {
         "pck-name",
     ),
 }
+
+
+def _other_ca(intel: SyntheticIntel) -> Node:
+    """The PCK CA of the other kind, under the same root: its lists are genuine and say nothing of this leaf."""
+    kind = {"Intel SGX PCK Platform CA": "Processor", "Intel SGX PCK Processor CA": "Platform"}[
+        intel.pck_ca.common_name
+    ]
+    return replace(intel.pck_ca, common_name=f"Intel SGX PCK {kind} CA", serial=20, key_name="the other CA")
+
+
+def _vouching(intel: SyntheticIntel) -> bytes:
+    """What the quoting enclave must say of the attestation key: 32 bytes."""
+    return parse(intel.quote()).signature.qe_report.report_data[:32]
 
 
 def _chain(intel: SyntheticIntel) -> bytes:

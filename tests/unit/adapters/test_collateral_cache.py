@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.adapters.collateral.bundle import (
+    Bundle,
     BundleCollateral,
     Entry,
     check_bundle,
@@ -20,6 +22,7 @@ from cloister.adapters.collateral.bundle import (
 from cloister.adapters.collateral.cached import CachedCollateral, CacheStore, DirectoryStore, MemoryStore
 from cloister.adapters.collateral.directory import DirectoryCollateral
 from cloister.adapters.collateral.subject import subject_of
+from cloister.attest.snp.certificates import Signer
 from cloister.attest.types import Collateral, Evidence
 from cloister.attest.verify import verify
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
@@ -28,6 +31,7 @@ from cloister.testing.clock import FakeClock
 from cloister.testing.collateral import MemoryCollateral
 from cloister.testing.evidence_dcap import SyntheticIntel
 from cloister.testing.evidence_dcap_pki import DAY, NOW, key_of
+from cloister.testing.evidence_snp import SnpAuthority
 from cloister.wire import cbor
 
 
@@ -229,6 +233,40 @@ def test_a_bundle_is_made_of_genuine_entries_only() -> None:
     for entries in ([], [_entry(SGX), _entry(SGX)]):
         with pytest.raises(InvalidInput, match="collateral-malformed"):
             make_bundle(entries, SGX.anchors(), NOW)
+
+
+@pytest.mark.parametrize(
+    ("subject", "code"),
+    [
+        ("sgx/00906ea10000/processor", "collateral-other-platform"),
+        (f"sgx/{SGX.platform.fmspc.hex()}/" + "x", "collateral-other-platform"),
+        ("sgx/no-hexadecimal/processor", "collateral-malformed"),
+        ("sgx/00906EA10000/processor", "collateral-malformed"),
+        ("sgx", "collateral-malformed"),
+        ("sgx/a/b/c", "collateral-malformed"),
+    ],
+)
+def test_genuine_collateral_under_another_name_is_not_bundled(subject: str, code: str) -> None:
+    entry = Entry(subject, NOW, SGX.collateral())
+    with pytest.raises(InvalidInput, match=code):
+        make_bundle([entry], SGX.anchors(), NOW)
+    (report,) = check_bundle(Bundle(NOW, NOW + DAY, (entry,)), SGX.anchors(), NOW)
+    assert report.problem is not None
+    assert report.problem.code == code
+
+
+@pytest.mark.parametrize("signer", Signer)
+def test_amd_collateral_under_its_own_name_is_bundled(signer: Signer) -> None:
+    amd = SnpAuthority.create()
+    for product in ("Milan", "Turin"):
+        evidence, collateral = amd.evidence(product, signer)
+        carried = replace(evidence, endorsements={"vek.der": collateral.files["vek.der"]})
+        key = subject_of(carried)
+        assert key is not None
+        assert make_bundle([Entry(key.key, NOW, collateral)], amd.anchors(product), NOW)
+        wrong = f"{key.key[:-2]}{'11' if key.key[-2:] == '00' else '00'}"
+        with pytest.raises(InvalidInput, match=r"collateral-other-platform|collateral-malformed"):
+            make_bundle([Entry(wrong, NOW, collateral)], amd.anchors(product), NOW)
 
 
 def test_a_bundle_with_a_changed_byte_is_refused_or_fails_its_check() -> None:

@@ -80,6 +80,17 @@ def test_a_bundle_is_fetched_from_a_service(evidence_dir: Path, tmp_path: Path) 
     assert main(["collateral", "bundle", *arguments, "--intel-service", service.url]) == 1
 
 
+def test_collateral_of_another_platform_is_not_bundled(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Genuine, valid, and of no use to the platform that it would be kept for."""
+    other = recorded.parent / "v4-outofdate"
+    arguments = ["--evidence", f"tdx:{other / 'quote.bin'}", "--directory", str(recorded), "--at", str(AT)]
+    assert main(["collateral", "bundle", "--output", str(tmp_path / "out"), *arguments]) == 1
+    assert "collateral-other-platform" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_collateral_of_another_root_is_not_bundled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     intel = SyntheticIntel.sgx()
     (tmp_path / "collateral.json").write_bytes(intel.collateral().files["collateral.json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from cloister.attest.simulation import SimulatedToken, produce
 from cloister.base.secret import SecretBytes
 from cloister.cli.main import main
 from cloister.crypto.sign import SigningKey
+from cloister.testing.evidence_dcap import SyntheticIntel
 
 NOW = 1_800_000_000
 KEY = SigningKey.from_seed(SecretBytes(bytes(range(32))))
@@ -138,6 +140,50 @@ def test_evidence_of_one_tee_is_none_of_another(files: Files, run: Run, tmp_path
         status, out, _ = run("verify", *words, "--at", str(NOW), "--policy", str(files.policy))
         assert status == 1
         assert out.splitlines()[-1].startswith(f"refused: {tee}")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"", "cbor-malformed"), (bytes(70_000), "evidence-too-long"), (b"nothing like it", "cose-malformed")],
+    ids=["empty", "huge", "text"],
+)
+def test_a_file_that_is_no_evidence_is_refused(files: Files, run: Run, content: bytes, code: str) -> None:
+    """Whatever is in it: the verdict is a refusal, with its steps, and the arguments were usable."""
+    files.evidence.write_bytes(content)
+    status, out, err = run("verify", *files.arguments("--policy", str(files.policy)), "--json")
+    result = json.loads(out)
+    assert (status, err, result["verdict"], result["claims"]) == (1, "", "refused", {})
+    assert [step["code"] for step in result["steps"] if step["verdict"] == "FAIL"] == [code]
+    assert "PASS" not in {step["verdict"] for step in result["steps"]}
+
+
+def test_evidence_that_was_written_as_text_is_pointed_at(files: Files, run: Run) -> None:
+    files.evidence.write_text(files.evidence.read_bytes().hex())
+    status, out, _ = run("verify", *files.arguments("--policy", str(files.policy)))
+    assert status == 1
+    assert "decode hexadecimal or base64 first" in out
+
+
+def test_evidence_that_is_a_folder_or_unreadable_is_no_argument(files: Files, run: Run, tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "absent"):
+        status, out, err = run("verify", *files.arguments("--policy", str(files.policy)), "--evidence", str(place))
+        assert (status, out) == (2, "")
+        assert "[file-unreadable]" in err
+
+
+def test_a_service_that_has_no_collateral_is_a_step_that_failed(run: Run, files: Files) -> None:
+    files.evidence.write_bytes(SyntheticIntel.sgx().quote())
+    with socket.socket() as unheard:  # bound and never listening: nothing answers there
+        unheard.bind(("127.0.0.1", 0))
+        source = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        words = ["--tee", "sgx", "--evidence", str(files.evidence), "--collateral", source]
+        status, out, _ = run("verify", *words, "--policy", str(files.policy), "--json")
+        result = json.loads(out)
+        assert (status, result["verdict"]) == (1, "refused")
+        assert [step["code"] for step in result["steps"]] == ["collateral-unavailable", "not-reached"]
+        files.evidence.write_bytes(b"no quote")  # what names no platform is not asked for, and refused for what it is
+        status, out, _ = run("verify", *words, "--policy", str(files.policy), "--json")
+        assert (status, json.loads(out)["steps"][0]["code"]) == (1, "quote-truncated")
 
 
 def test_a_policy_without_rules_refuses(files: Files, run: Run) -> None:

@@ -47,24 +47,25 @@ def test_every_bit_of_a_report(evidence_dir: Path, stride: int) -> None:
 
 @EACH
 @pytest.mark.parametrize("vector", SNP)
-def test_a_bit_of_every_byte_of_a_report_in_a_whole_verification(evidence_dir: Path, vector: str, stride: int) -> None:
+def test_bits_of_every_byte_of_a_report_in_a_whole_verification(evidence_dir: Path, vector: str, stride: int) -> None:
     folder = evidence_dir / "sev-snp" / vector
     body = (folder / "report.bin").read_bytes()
     at = json.loads((folder / "meta.json").read_text())["verify_at"]
     files = Collateral({name: (folder / name).read_bytes() for name in ("vek.der", "ask_ark.pem")})
     for byte in range(0, len(body), stride):
-        changed = Evidence(TeeType.SEV_SNP, flip(body, 8 * byte + byte % 8))
-        with pytest.raises(CloisterError):
-            verify(changed, files, production_anchors(), at)
+        for bit in range(8) if stride == 1 else [byte % 8]:
+            changed = Evidence(TeeType.SEV_SNP, flip(body, 8 * byte + bit))
+            with pytest.raises(CloisterError):
+                verify(changed, files, production_anchors(), at)
 
 
 @EACH
-def test_a_bit_of_every_byte_of_a_documents_signature_and_payload(evidence_dir: Path, stride: int) -> None:
+def test_every_bit_of_a_documents_signature_and_payload(evidence_dir: Path, stride: int) -> None:
     """Neither signature nor payload nor envelope of a Nitro document has a harmless byte."""
     body = (evidence_dir / "nitro" / "prod-2025" / "document.cose").read_bytes()
     accepted = []
     for byte in range(0, len(body), stride):
-        bits = range(8) if byte < 16 or byte >= len(body) - 98 else [byte % 8]
+        bits = range(8) if stride == 1 or byte < 16 or byte >= len(body) - 98 else [byte % 8]
         for bit in bits:
             try:
                 document = nitro.parse(flip(body, 8 * byte + bit))

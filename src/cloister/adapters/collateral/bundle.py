@@ -15,10 +15,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from cloister.adapters.collateral.check import check_collateral
+from cloister.adapters.collateral.check import check_collateral, check_subject
 from cloister.adapters.collateral.directory import FILES
-from cloister.adapters.collateral.subject import subject_of
+from cloister.adapters.collateral.subject import subject_named, subject_of
 from cloister.attest.anchors import TrustAnchors
+from cloister.attest.snp.certificates import VEK_FILE
 from cloister.attest.types import Collateral, Evidence, TeeType
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import MAX_COLLATERAL, MAX_COLLATERAL_BUNDLE, MAX_COLLATERAL_ENTRIES
@@ -103,15 +104,22 @@ def make_bundle(entries: Iterable[Entry], anchors: TrustAnchors, now: float) -> 
     """A bundle of entries that are all genuine and valid now.
 
     :raises InvalidInput: ``collateral-malformed`` for none, too many, or two of one platform.
-    :raises CloisterError: what is wrong with an entry, as :func:`check_collateral` says it.
+    :raises CloisterError: what is wrong with an entry, as :func:`check_collateral` and :func:`check_subject` say it.
     """
     ordered = tuple(sorted(entries, key=lambda entry: entry.subject))
     if not ordered or len(ordered) > MAX_COLLATERAL_ENTRIES:
         raise InvalidInput("collateral-malformed", f"a bundle has 1 to {MAX_COLLATERAL_ENTRIES} entries")
     if len({entry.subject for entry in ordered}) != len(ordered):
         raise InvalidInput("collateral-malformed", "a bundle has one entry for each platform")
-    ends = [check_collateral(entry.tee, entry.collateral, anchors, now).expires_at for entry in ordered]
+    ends = [_check(entry, anchors, now) for entry in ordered]
     return Bundle(int(now), int(min(ends)), ordered)
+
+
+def _check(entry: Entry, anchors: TrustAnchors, now: float) -> float:
+    """When it runs out. Genuine collateral under another platform's name would serve nobody."""
+    expires = check_collateral(entry.tee, entry.collateral, anchors, now).expires_at
+    check_subject(subject_named(entry.subject, entry.collateral.files.get(VEK_FILE)), entry.collateral)
+    return expires
 
 
 def parse_bundle(data: bytes) -> Bundle:
@@ -137,8 +145,7 @@ def check_bundle(bundle: Bundle, anchors: TrustAnchors, now: float) -> tuple[Ent
     reports = []
     for entry in bundle.entries:
         try:
-            checked = check_collateral(entry.tee, entry.collateral, anchors, now)
-            reports.append(EntryReport(entry.subject, checked.expires_at, None))
+            reports.append(EntryReport(entry.subject, _check(entry, anchors, now), None))
         except CloisterError as error:
             reports.append(EntryReport(entry.subject, None, error))
     return tuple(reports)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cloister.attest.dcap.chain import PCK_CAS, read_chain
@@ -58,6 +59,28 @@ class AmdSubject:
 
 
 Subject = IntelSubject | AmdSubject
+
+
+def subject_named(key: str, vek: bytes | None) -> Subject:
+    """The platform of this name.
+
+    :param vek: the certificate that is kept under it, which the name of a VLEK is made from.
+    :raises InvalidInput: ``collateral-malformed`` when it names no platform.
+    """
+    subject: Subject | None = None
+    with suppress(ValueError):  # what is no hexadecimal text names nothing
+        match key.split("/"):
+            case [("sgx" | "tdx") as tee, fmspc, ca]:
+                subject = IntelSubject(TeeType(tee), bytes.fromhex(fmspc), ca)
+            case ["sev-snp", "vcek", chip, tcb]:
+                subject = AmdSubject(Signer.VCEK, None, bytes.fromhex(chip), bytes.fromhex(tcb), None)
+            case ["sev-snp", "vlek", _]:
+                subject = AmdSubject(Signer.VLEK, None, b"", b"", vek)
+            case _:
+                pass
+    if subject is None or subject.key != key:
+        raise InvalidInput("collateral-malformed", f"the collateral is not of a platform named {key[:256]!r}")
+    return subject
 
 
 def subject_of(evidence: Evidence) -> Subject | None:

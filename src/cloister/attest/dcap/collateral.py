@@ -20,6 +20,8 @@ FILE: Final = "collateral.json"
 _TEXTS: Final = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "tcb_info", "qe_identity_issuer_chain", "qe_identity")
 _HEXES: Final = ("root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature")
 _OPTIONAL: Final = ("pck_certificate_chain",)  # dcap-qvl may add it; the quote's own chain is what is verified here
+TCB_INFO_VERSION: Final = 3
+QE_IDENTITY_VERSION: Final = 2
 _SIGNATURE: Final = 64
 _HEX: Final = re.compile(r"(?:[0-9a-fA-F]{2})*")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -186,9 +188,10 @@ def _blob(value: dict[str, Any], name: str) -> bytes:
 
 def _tcb_info(text: str) -> TcbInfo:
     get = _getter(text, "TCB info")
+    version = get("version", int)
     return TcbInfo(
-        tee=get("id", str),
-        version=get("version", int),
+        tee=get("id", str) if version >= TCB_INFO_VERSION else "SGX",  # version 2 knew no other, and did not say
+        version=version,
         window=_window(get, "TCB info"),
         fmspc=_digits(get("fmspc", str), 6, "TCB info's fmspc"),
         pce_id=_digits(get("pceId", str), 2, "TCB info's pceId"),

@@ -5,6 +5,8 @@ The same paths are verified again with a quote; nothing here replaces that.
 
 from __future__ import annotations
 
+from typing import Final
+
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -13,9 +15,16 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.dcap import chain as paths
-from cloister.attest.dcap.collateral import DcapCollateral, SignedWindow
+from cloister.attest.dcap.collateral import (
+    QE_IDENTITY_VERSION,
+    TCB_INFO_VERSION,
+    DcapCollateral,
+    SignedWindow,
+)
 from cloister.attest.types import TeeType
 from cloister.base.errors import InvalidInput, Refused, Tampered
+
+_SERVICE: Final = "Version 4 of Intel's certification service gives it."
 
 
 def roots_of(anchors: TrustAnchors) -> tuple[x509.Certificate, ...]:
@@ -32,15 +41,24 @@ def roots_of(anchors: TrustAnchors) -> tuple[x509.Certificate, ...]:
 def check_kind(tee: TeeType, parts: DcapCollateral, now: float) -> None:
     """Clause 3.5: of this TEE, and valid now.
 
-    :raises Refused: ``tcb-info-tee, qe-identity-tee``, ``tcb-info-...`` and ``qe-identity-...`` with ``expired`` or
-        ``not-yet-valid``.
+    :raises Refused: ``tcb-info-version, qe-identity-version, tcb-info-tee, qe-identity-tee``, ``tcb-info-...`` and
+        ``qe-identity-...`` with ``expired`` or ``not-yet-valid``.
     """
     wanted = ("TDX", "TD_QE") if tee is TeeType.TDX else ("SGX", "QE")
-    if parts.tcb_info.tee != wanted[0] or parts.tcb_info.version != 3:
+    if parts.tcb_info.version != TCB_INFO_VERSION:
         raise Refused(
-            "tcb-info-tee",
-            f"TCB info is {parts.tcb_info.tee[:16]!r} version {parts.tcb_info.version}, not {wanted[0]!r} version 3",
+            "tcb-info-version",
+            f"TCB info is of version {parts.tcb_info.version}; version {TCB_INFO_VERSION} is understood",
+            hint=_SERVICE,
         )
+    if parts.qe_identity.version != QE_IDENTITY_VERSION:
+        raise Refused(
+            "qe-identity-version",
+            f"the QE identity is of version {parts.qe_identity.version}; version {QE_IDENTITY_VERSION} is understood",
+            hint=_SERVICE,
+        )
+    if parts.tcb_info.tee != wanted[0]:
+        raise Refused("tcb-info-tee", f"TCB info is of {parts.tcb_info.tee[:16]!r}, not {wanted[0]!r}")
     if parts.qe_identity.id != wanted[1]:
         raise Refused("qe-identity-tee", f"the QE identity is of {parts.qe_identity.id[:16]!r}, not {wanted[1]!r}")
     for window, code, what in (
