@@ -1,0 +1,40 @@
+"""The trusted base is a list: every third-party package that KeyService and Runtime can reach grows it on purpose only.
+
+Imports within functions count, so what is loaded lazily is here too. ``tests/integration/keyservice`` and
+``tests/integration/engines`` show what running processes load and touch.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import grimp
+import pytest
+
+BOTH = {"cryptography", "cbor2", "dcap_qvl", "httptools", "uvloop"}
+VENDORS = {"httpx"}  # loaded only where collateral is fetched from a vendor or a cache of theirs
+REACHED = {
+    "keyservice": BOTH | VENDORS,
+    "runtime": BOTH | VENDORS | {"numpy", "onnxruntime", "ai_edge_litert"},
+}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("cloister", include_external_packages=True)
+
+
+@pytest.mark.parametrize("service", REACHED)
+def test_nothing_else_is_reached(graph: grimp.ImportGraph, service: str) -> None:
+    found: set[str] = set()
+    waiting = [f"cloister.{service}.app", f"cloister.cli.{service}"]
+    while waiting:
+        module = waiting.pop()
+        if module in found:
+            continue
+        found.add(module)
+        if module.startswith("cloister."):
+            waiting += graph.find_modules_directly_imported_by(module)
+            waiting.append(module.rpartition(".")[0])
+    packages = {name.partition(".")[0] for name in found} - set(sys.stdlib_module_names) - {"cloister"}
+    assert packages == REACHED[service]
