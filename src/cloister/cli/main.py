@@ -10,11 +10,12 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Final
 
 from cloister import __version__
-from cloister.base.errors import CloisterError
+from cloister.base.errors import CloisterError, Unavailable
 from cloister.cli.output import Output, show_error
 
 # command -> (module, one line for `cloister --help`)
@@ -92,3 +93,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except Exception as error:  # noqa: BLE001  # never a traceback to a user
+        show_error(_fault(error), as_json=options.json)
+        return 1
+
+
+def _fault(error: Exception) -> CloisterError:
+    """What nobody foresaw: told by type and place, since a text may hold what was being worked on."""
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        return Unavailable("system-error", f"{named}{error.strerror}")
+    trace, where = error.__traceback__, ""
+    while trace is not None:
+        where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return Unavailable(
+        "internal", f"a fault in Cloister: {type(error).__name__} at {where}", hint="Please report it with this line."
+    )

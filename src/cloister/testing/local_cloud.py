@@ -132,8 +132,11 @@ class LocalCloud:
 
         :raises Refused: ``state-of-another-build``: the folder was made by other code, which alone can open it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.store.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.store.mkdir(exist_ok=True)
+        except OSError as error:
+            raise Unavailable("state-unwritable", f"{self.folder} cannot be made: {error.strerror}") from error
         platform, root = self.platform_key.public_key, self.root.public_key
         configuration = self.folder / "keyservice.toml"
         self._prepare_witnesses(made=configuration.exists())
