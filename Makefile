@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
 UV_VERSION := 0.13.9
 STAMP := $(VENV)/.synced
+DEPLOY_STAMP := $(VENV)/.deploy
 # Tests of one group share expensive processes and stay on one worker; the rest goes wherever there is room.
 PYTEST_ARGS ?= -n auto --dist loadgroup
 SECONDS ?= 60
@@ -34,8 +35,13 @@ types: setup
 contracts: setup
 	$(BIN)/lint-imports
 
+# Helm and the schemas of Kubernetes, for the tests of deploy/helm (group `deploy`).
+$(DEPLOY_STAMP): $(STAMP)
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --quiet --inexact --group deploy
+	@touch $@
+
 # Everything but the slow tests, on the source tree. The end-to-end tests come after it, on what is really installed.
-unit: setup
+unit: setup $(DEPLOY_STAMP)
 	$(BIN)/pytest $(PYTEST_ARGS) -m "not slow" --ignore tests/e2e
 
 # The wheel, in an environment that has never seen the source tree: a file missing from it is missing here too.
@@ -74,6 +80,11 @@ image: setup
 test-image: image
 	CLOISTER_TEST_IMAGE=$(IMAGE) CLOISTER_TEST_GATEWAY_IMAGE=$(GATEWAY_IMAGE) CLOISTER_TEST_IMAGE_REQUIRED=1 \
 		$(BIN)/pytest -k image tests/integration/image tests/contract/openwhisk
+
+# The chart on a real cluster, where KUBECONFIG names one; docs/how-to/kubernetes.md says what it needs.
+test-kubernetes: setup $(DEPLOY_STAMP)
+	CLOISTER_TEST_KUBECONFIG="$(KUBECONFIG)" $(BIN)/pytest -n 0 -v -rs tests/integration/kubernetes
+	@test -n "$(KUBECONFIG)" || echo "test-kubernetes: NOT RUN on any cluster: set KUBECONFIG" >&2
 
 clean:
 	rm -rf $(VENV) .venv-wheel .venv-fuzz .venv-3.* dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

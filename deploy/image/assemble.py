@@ -24,8 +24,8 @@ import contents
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = "3.11"
-# Gateway and witness need no engine and verify no evidence.
-CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop")
+# Gateway and witness need no engine and verify no evidence. grpcio is for the external scaler.
+CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio")
 SKIPPED = ("bin", ".lock")  # of an installation with --target: commands of distributions, an empty lock
 
 
@@ -65,8 +65,8 @@ def required(distributions: tuple[str, ...]) -> set[str]:
 
 def requirements(distributions: tuple[str, ...]) -> str:
     """Pinned, with hashes, of these only."""
-    command = ["uv", "export", "--frozen", "--no-dev", "--no-emit-project", "--extra", "litert", "--quiet"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["uv", "export", "--frozen", "--no-dev", "--no-emit-project", "--extra", "litert", "--extra", "scaler"]
+    done = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, check=True)
     wanted = required(distributions)
     kept = []
     for block in re.split(r"\n(?=[A-Za-z0-9])", done.stdout):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from cloister.base.errors import InvalidInput
@@ -24,6 +24,8 @@ def _escape(value: str) -> str:
 
 
 def _number(value: float) -> str:
+    if value == float("inf"):
+        return "+Inf"
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
 
 
@@ -105,6 +107,22 @@ class Gauge(Counter):
         return super().lines()
 
 
+class Family(_Metric):
+    """Gauges whose series come and go with what they are of: all of them are asked for when somebody looks."""
+
+    kind = "gauge"
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], ask: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
+        super().__init__(name, text, labels)
+        self._ask = ask
+
+    def lines(self) -> list[str]:
+        found = sorted(self._ask().items())[:MAX_SERIES]
+        return [f"{self.name}{self.pairs(key)} {_number(value)}" for key, value in found]
+
+
 class Histogram(_Metric):
     """How often a value lay below each bound; bounds in seconds by default."""
 
@@ -167,6 +185,12 @@ class Registry:
         metric = Gauge(name, text, labels, ask=ask)
         self._add(metric)
         return metric
+
+    def family(
+        self, name: str, text: str, labels: Sequence[str], ask: Callable[[], Mapping[tuple[str, ...], float]]
+    ) -> None:
+        """New gauges, whose labels and values are asked for each time; :data:`MAX_SERIES` of them at most."""
+        self._add(Family(name, text, labels, ask))
 
     def histogram(
         self, name: str, text: str, labels: Sequence[str] = (), *, bounds: Sequence[float] = SECONDS

@@ -1,6 +1,6 @@
 """Make, run and look at a KeyService.
 
-    cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE]
+    cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE] [--keep]
     cloister keyservice join   --state DIR --from URL [--keyservice ID] [the options of `run`]
     cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
     cloister keyservice status --state DIR | --address URL
@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("action", choices=("init", "join", "run", "status"), help="what to do")
     parser.add_argument("--state", type=Path, metavar="DIR", help="where root secret and store are")
+    parser.add_argument("--keep", action="store_true", help="init: a KeyService that is there already is kept and told")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default {DEFAULT_LISTEN}")
     parser.add_argument(
         "--simulation-key",
@@ -107,7 +108,8 @@ def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:
 
 def _init(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
-    from cloister.keyservice.app import initialise, read_settings
+    from cloister.keyservice.app import ROOT_FILE, STORE_FILE, initialise, read_settings
+    from cloister.keyservice.root import open_root
 
     state: Path = _need(args, "state")
     settings, clock = read_settings(args.configuration), SystemClock()
@@ -116,7 +118,10 @@ def _init(args: argparse.Namespace, out: Output) -> int:
         raise Unavailable(
             "sealing-unavailable", f"{tee.attester.tee.value} has no sealing key to keep the root secret with"
         )
-    root = initialise(state, tee, settings, clock)
+    if args.keep and (state / STORE_FILE).exists():
+        root = open_root(state / ROOT_FILE, tee.sealer)
+    else:
+        root = initialise(state, tee, settings, clock)
     out.result(
         {
             "keyservice": root.id.hex(),

@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "proxy": ("cloister.cli.proxy", "let unchanged clients use models through the sealed path"),
     "verify": ("cloister.cli.verify", "verify evidence of a TEE and appraise it under a policy"),
     "policy": ("cloister.cli.policy", "explain an attestation policy, or write a first one from evidence"),
+    "bundle": ("cloister.cli.bundle", "make, sign and show a trust bundle: which KeyService is believed"),
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),
     "log": ("cloister.cli.log", "export a KeyService's log, check it offline, see who could read what"),
     "witness": ("cloister.cli.witness", "see that logs of KeyServices only grow, and co-sign their heads"),

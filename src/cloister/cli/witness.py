@@ -1,6 +1,6 @@
 """Make, run and look at a witness, which sees that the logs of KeyServices only grow.
 
-    cloister witness init --state DIR [--name NAME]
+    cloister witness init --state DIR [--name NAME] [--keep]
     cloister witness add  --state DIR --log-key HEX
     cloister witness run  --state DIR [--listen HOST:PORT]
     cloister witness show --state DIR
@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("init", "add", "run", "show"), help="what to do")
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where key and store are")
     parser.add_argument("--name", default="", help="init: a label on its signature lines, like witness.example/w1")
+    parser.add_argument("--keep", action="store_true", help="init: a witness that is there already is kept and told")
     parser.add_argument("--log-key", metavar="HEX", help="add: the Ed25519 key that signs the log's heads")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"run: default {DEFAULT_LISTEN}")
 
@@ -40,9 +41,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _init(args: argparse.Namespace, out: Output) -> int:
-    from cloister.witness.app import initialise
+    from cloister.witness.app import KEY_FILE, initialise, read_identity
 
-    identity = initialise(args.state, args.name)
+    kept = args.keep and (args.state / KEY_FILE).exists()
+    identity = read_identity(args.state) if kept else initialise(args.state, args.name)
     out.result({"witness": identity.key.public_key.hex(), "name": identity.name, "state": str(args.state)})
     return 0
 

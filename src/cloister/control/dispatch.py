@@ -19,7 +19,7 @@ from cloister.control.demand import DemandMeter
 from cloister.control.ledger import Ledger
 from cloister.control.packing.port import Assign, Decision, Packer, Start
 from cloister.control.packing.room import to_evict
-from cloister.control.scaling.port import Scale, Scaler
+from cloister.control.scaling.port import Domain, Scale, Scaler
 from cloister.control.snapshot import KEYLESS, Fleet, Instance, InstanceState, Model, Request, Snapshot
 
 RETRY: Final = 8  # heads looked at again when something changed; the rest get their turn at the next change
@@ -105,6 +105,7 @@ class Dispatcher:
         self._keyless = keyless
         self._count = 0
         self._new_id = new_id or self._numbered
+        self.domains: tuple[Domain, ...] = ()  # what scales as one, as the last tick measured it
         self._wakes: dict[str, float] = {}
         self._draining_for: dict[str, str] = {}  # instance running empty -> the model that waits for its place
         self._relief: dict[str, str] = {}  # instance started in such a place -> the model it serves first
@@ -261,7 +262,8 @@ class Dispatcher:
         """About once a second: scale."""
         out = self._retry(now)
         retired, self._packing = self._packer.retire(self.snapshot, self._packing, now)
-        for domain in self._meter.domains(self.snapshot, now):
+        self.domains = tuple(self._meter.domains(self.snapshot, now))
+        for domain in self.domains:
             state = self._scaling.get(domain.name)
             state = self._scaler.initial() if state is None else state
             scale, self._scaling[domain.name] = self._scaler.decide(self.snapshot, state, domain, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,23 @@ def test_each_address_of_a_name_is_an_instance(run: Any, tmp_path: Path) -> None
         await asyncio.sleep(0.3)
         await drive.platform.start("i-3", "g")
         assert await drive.next() == Ready("i-3", "g", street.address("127.0.0.4"), "127.0.0.4")
+        await drive.platform.close()
+
+    run(body)
+
+
+def test_where_somebody_scales_an_instance_waits_for_its_address(run: Any, tmp_path: Path) -> None:
+    async def body(street: Street) -> None:
+        await street.build("127.0.0.2")
+        drive = Drive(tmp_path, replace(street.named, scaled=True), start_timeout_s=1.0)
+        for instance in ("i-1", "i-2"):
+            await drive.platform.start(instance, "g")
+        assert await drive.next() == Ready("i-1", "g", street.address("127.0.0.2"), "127.0.0.2")
+        assert [there.ready for there in await drive.platform.running()] == [True, False]
+        await street.build("127.0.0.3")  # as a scaler does that was told: two are wanted
+        assert await drive.next() == Ready("i-2", "g", street.address("127.0.0.3"), "127.0.0.3")
+        await drive.platform.start("i-3", "g")
+        assert await drive.next() == Gone("i-3", "no address answered in time")
         await drive.platform.close()
 
     run(body)

@@ -27,6 +27,7 @@ from cloister.control import policies
 from cloister.control.balancing.port import Balancer
 from cloister.control.dispatch import Dispatcher
 from cloister.control.gateway import configuration as config
+from cloister.control.gateway.advice import Advice
 from cloister.control.gateway.catalogue import Catalogue
 from cloister.control.gateway.conductor import Conductor
 from cloister.control.gateway.configuration import GatewayConfiguration, PoolSettings
@@ -35,6 +36,8 @@ from cloister.control.gateway.forward import Forwarder
 from cloister.control.gateway.limits import UserLimits
 from cloister.control.gateway.platforms import make_platform
 from cloister.control.gateway.routes import GatewayApp
+from cloister.control.gateway.scaler import ExternalScaler
+from cloister.control.gateway.signals import export
 from cloister.control.gateway.status import states, status_page
 from cloister.control.gateway.telemetry import Telemetry
 from cloister.control.gateway.watch import Watch
@@ -97,7 +100,9 @@ class Gateway:
             clock=ports.clock,
             found=self.dispatcher.add_model,
         )
-        self.watch = Watch(self.conductor, self.catalogue)
+        self.advice = Advice(pool)
+        self.watch = Watch(self.conductor, self.catalogue, self.advice)
+        self.scaler = ExternalScaler(self.advice, lambda: self.advice.look(self.dispatcher.snapshot), ports.log)
         self.users = UserLimits(
             rate=limits.user_rate, burst=limits.user_burst, concurrency=limits.user_concurrency, users=limits.users
         )
@@ -108,7 +113,7 @@ class Gateway:
             self.forwarder,
             self.users,
             limits=limits,
-            status=lambda: status_page(self.conductor, self.configuration),
+            status=lambda: status_page(self.conductor, self.configuration, self.advice),
             metrics=self._metrics,
             ready=lambda: self._watching is not None and not self.server.draining,
         )
@@ -123,6 +128,7 @@ class Gateway:
         gauge("cloister_gateway_in_flight", "Requests in the gateway.", ask=lambda: len(self.conductor.flights))
         gauge("cloister_gateway_held_bytes", "Memory promised to bodies.", ask=lambda: self.app.held)
         gauge("cloister_gateway_models", "Models known.", ask=lambda: len(self.catalogue))
+        export(self.telemetry.registry, self.conductor, self.advice, lambda: self.configuration)
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self, host: str = "127.0.0.1", port: int = 0, *, path: Path | None = None) -> str:
@@ -132,12 +138,15 @@ class Gateway:
         """
         await self.conductor.open()
         await self.server.start(host, port, path=path)
+        if self.configuration.scaler.listen:
+            await self.scaler.open(self.configuration.scaler.listen)
         self._watching = asyncio.ensure_future(self._watch())
         return self.server.address
 
     async def close(self, drain_s: float) -> int:
         """Finish what is under way, then end; instances go on. Returns how many requests were cut."""
         cut = await self.server.drain(drain_s)
+        await self.scaler.close()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -157,6 +166,8 @@ class Gateway:
         self.users.reconfigure(
             rate=limits.user_rate, burst=limits.user_burst, concurrency=limits.user_concurrency, users=limits.users
         )
+        if old.pool != new.pool:
+            self.advice.reconfigure(new.pool)
         if changed.models:
             self.catalogue.reconfigure(new.models, new.discovery)
         if changed.fleet:

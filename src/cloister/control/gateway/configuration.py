@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from cloister.control.gateway.section import Section, malformed
 from cloister.control.snapshot import STAGES, Fleet, Stages
 
 MAX_FILE: Final = MIB
+_LISTEN: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,13 @@ class DiscoverySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ScalerSettings:
+    """``[scaler]``: where an external scaler is answered; empty for nowhere."""
+
+    listen: str
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayConfiguration:
     """The whole file."""
 
@@ -110,6 +119,7 @@ class GatewayConfiguration:
     circuit: CircuitSettings
     discovery: DiscoverySettings
     models: tuple[ModelSettings, ...]
+    scaler: ScalerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,7 @@ def parse(data: bytes) -> GatewayConfiguration:
         circuit=_circuit(top.section("circuit")),
         discovery=_discovery(top.section("discovery")),
         models=_models(top.section("models")),
+        scaler=_scaler(top.section("scaler")),
     )
     top.done()
     return configuration
@@ -238,6 +249,14 @@ def _discovery(at: Section) -> DiscoverySettings:
     return settings
 
 
+def _scaler(at: Section) -> ScalerSettings:
+    listen = at.text("listen", default="")
+    at.done()
+    if listen and _LISTEN.fullmatch(listen) is None:
+        raise malformed("scaler.listen", f"is {listen!r}", hint="Write HOST:PORT.")
+    return ScalerSettings(listen)
+
+
 def _models(at: Section) -> tuple[ModelSettings, ...]:
     found = []
     for name in at.names():
@@ -278,6 +297,8 @@ def changes(old: GatewayConfiguration, new: GatewayConfiguration) -> Changes:
     ]
     if old.store != new.store:
         restart.append("store.url")
+    if old.scaler != new.scaler:
+        restart.append("scaler.listen")
     return Changes(
         fleet=old.pool.fleet != new.pool.fleet,
         policies=any(_differs(old.pool, new.pool, name) for name in bounds),

@@ -73,6 +73,7 @@ def _static(at: Section) -> StaticSettings:
         addresses=tuple(dict.fromkeys(addresses)),
         poll_s=at.number("poll_s", 1.0, 0.05, 3600),
         failures=at.integer("failures", 3, 1, 1000),
+        scaled=at.flag("scaled", default=False),
     )
 
 

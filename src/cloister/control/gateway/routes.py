@@ -71,11 +71,13 @@ class GatewayApp:
                 response = await self._sealed(request, visit)
             except CloisterError as error:
                 visit.outcome = error.code
+                visit.ours = isinstance(error, Unavailable)
                 raise
             except asyncio.CancelledError:
                 visit.outcome = "client-gone"
                 raise
             visit.outcome = _outcome(response)
+            visit.ours = response.status < 400 or response.status >= 500
             return response
         return self._pages.answer(request)
 
@@ -123,13 +125,21 @@ class GatewayApp:
             self._users.leave(visit.user)
         flight = visit.flight
         path = flight.path.value if flight is not None and flight.attempts else "none"
-        self._conductor.telemetry.ended(visit.outcome, path, self._conductor.clock.monotonic() - visit.began)
+        telemetry, took = self._conductor.telemetry, self._conductor.clock.monotonic() - visit.began
+        telemetry.ended(visit.outcome, path, took)
+        if flight is not None and visit.ours:
+            model = self._conductor.dispatcher.snapshot.models.get(flight.request.model)
+            if model is not None and model.slo_ms is not None:
+                telemetry.attained(model.id, met=visit.outcome == "ok" and took * 1000 <= model.slo_ms)
 
 
 class _Visit:
-    """What one request takes of the gateway, until it is over."""
+    """What one request takes of the gateway, until it is over.
 
-    __slots__ = ("_app", "began", "flight", "held", "outcome", "user")
+    :ivar ours: how it ended says something of the service, and nothing of the caller.
+    """
+
+    __slots__ = ("_app", "began", "flight", "held", "ours", "outcome", "user")
 
     def __init__(self, app: GatewayApp, now: float) -> None:
         self._app = app
@@ -137,6 +147,7 @@ class _Visit:
         self.flight: Flight | None = None
         self.held = 0
         self.outcome = "internal"
+        self.ours = False
         self.user: bytes | None = None
 
     def hold(self, size: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloister import __version__
+from cloister.control.gateway.advice import POLICIES, Advice
 from cloister.control.gateway.conductor import Conductor
 from cloister.control.gateway.configuration import GatewayConfiguration, as_table
 from cloister.control.snapshot import InstanceState, Snapshot
@@ -18,9 +19,10 @@ def states(snapshot: Snapshot) -> dict[str, int]:
     return counts
 
 
-def status_page(conductor: Conductor, configuration: GatewayConfiguration) -> dict[str, object]:
+def status_page(conductor: Conductor, configuration: GatewayConfiguration, advice: Advice) -> dict[str, object]:
     """For ``GET /v1/status``. Times in milliseconds, memory in MiB."""
     snapshot = conductor.dispatcher.snapshot
+    advice.look(snapshot)
     instances = []
     for name in snapshot.order:
         there = snapshot.instances[name]
@@ -58,6 +60,7 @@ def status_page(conductor: Conductor, configuration: GatewayConfiguration) -> di
         "version": __version__,
         "pool": dict(as_table(configuration)),
         "states": states(snapshot),
+        "wanted": {policy: advice.wanted(policy) for policy in POLICIES},
         "waiting": snapshot.backlog,
         "in_flight": len(conductor.flights) - snapshot.backlog,
         "instances": instances,

@@ -37,6 +37,11 @@ class Telemetry:
         self._starts = registry.histogram(
             "cloister_gateway_instance_start_seconds", "From the command to start an instance until it answers."
         )
+        self._slo = registry.counter(
+            "cloister_gateway_slo_requests_total",
+            "Requests for models with a declared bound, by whether they were answered within it.",
+            ("model", "met"),
+        )
         self._retries = registry.counter("cloister_gateway_retries_total", "Attempts after the first.")
         self._circuits = registry.counter("cloister_gateway_circuits_opened_total", "Circuits that opened.")
         self._stages = registry.counter(
@@ -53,6 +58,10 @@ class Telemetry:
         self._requests.add(outcome, path)
         if path != "none":
             self._seconds.observe(seconds, path)
+
+    def attained(self, model: str, *, met: bool) -> None:
+        """A request for a model with a declared bound is over."""
+        self._slo.add(model, "true" if met else "false")
 
     def sent(self, waited_s: float) -> None:
         """A request left the queue."""

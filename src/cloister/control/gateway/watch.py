@@ -9,6 +9,7 @@ from typing import Any, Final
 from cloister.adapters.http.answer import Answer
 from cloister.base.errors import CloisterError, InvalidInput
 from cloister.base.ids import ModelId
+from cloister.control.gateway.advice import Advice
 from cloister.control.gateway.catalogue import Catalogue
 from cloister.control.gateway.conductor import Conductor, Place
 from cloister.platforms.port import Ready
@@ -24,8 +25,9 @@ LOST_AFTER_S: Final = 5.0
 class Watch:
     """Belongs to the conductor's loop."""
 
-    def __init__(self, conductor: Conductor, catalogue: Catalogue) -> None:
+    def __init__(self, conductor: Conductor, catalogue: Catalogue, advice: Advice) -> None:
         self._conductor = conductor
+        self._advice = advice
         self._catalogue = catalogue
         self._ticks = 0
 
@@ -41,7 +43,9 @@ class Watch:
         self._ticks += 1
         for name in conductor.costs.changed():
             self._revise(name)
-        conductor.carry_out(conductor.dispatcher.tick(conductor.clock.monotonic()))
+        now = conductor.clock.monotonic()
+        conductor.carry_out(conductor.dispatcher.tick(now))
+        self._advice.tick(conductor.dispatcher.snapshot, conductor.dispatcher.domains, now)
         up = [(name, place) for name, place in conductor.places.items() if place.address and not place.halting]
         up.sort(key=lambda item: item[1].seen_at)
         await asyncio.gather(*(self.ask(name, place) for name, place in up[:ASKED_AT_ONCE]))

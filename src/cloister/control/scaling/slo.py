@@ -94,6 +94,11 @@ class Slo:
             best = min(best, domain.slowest_s * slower + wait)
         return best
 
+    def expected_p99_s(self, snapshot: Snapshot, state: SloState, domain: Domain, now: float) -> float:
+        """p99 latency to expect of the instances there are; ``state`` as the last decision left it."""
+        rate = self._rate(state.samples, domain, now)
+        return self.predicted_p99_s(snapshot, domain, len(domain.instances), rate, _pressure(snapshot, domain))
+
     def decide(self, snapshot: Snapshot, state: SloState, domain: Domain, now: float) -> tuple[Scale, SloState]:
         """Floor: what is needed now. Ceiling: the most that was needed during the cool-down."""
         since = now - max(self._cool_down_s, 2 * SHORT_WINDOW_S)
@@ -105,8 +110,7 @@ class Slo:
             return Scale(least, least), SloState(samples, (), last_busy)
         bound = (domain.slo_s or self._target_s) * self._headroom
         rate = self._rate(samples, domain, now) + domain.queued / max(bound, domain.start_s)
-        instances = [snapshot.instances[name] for name in domain.instances]
-        pressure = sum(i.pressure for i in instances) / len(instances) if instances else 0.0
+        pressure = _pressure(snapshot, domain)
         alone = domain.slowest_s / max(1e-3, 1.0 - pressure)
         bound = max(bound, alone * 1.1)  # a bound below the service itself cannot be bought; a short queue can
         most = min(self._bounds.most, snapshot.fleet.max_instances)
@@ -120,3 +124,10 @@ class Slo:
         needed = (*tuple(n for n in state.needed if n[0] > now - self._cool_down_s), (now, low))
         ceiling = max(n for _, n in needed)
         return Scale(self._bounds.clip(low), self._bounds.clip(ceiling)), SloState(samples, needed, last_busy)
+
+
+def _pressure(snapshot: Snapshot, domain: Domain) -> float:
+    """Mean over the domain's instances."""
+    instances = snapshot.instances.several(domain.instances)
+    pressures = [there.pressure for there in instances]
+    return sum(pressures) / len(pressures) if pressures else 0.0

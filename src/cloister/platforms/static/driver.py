@@ -94,12 +94,14 @@ class StaticPlatform:
         self._spawn(self._keep_looking())
 
     async def start(self, instance: str, group: str) -> None:
-        """See the port. ``platform-full``: every address is taken. Prefers one that did the same before."""
+        """See the port. ``platform-full``: every address is taken, and no further one will come unless the platform is
+        scaled. Prefers an address that did the same before."""
         await self.open()
         if instance in self._claims:
             return
         listed = len(self._roster.listed())
-        if sum(not claim.stopping for claim in self._claims.values()) >= listed:
+        taken = sum(not claim.stopping for claim in self._claims.values())
+        if taken >= listed and not self._roster.settings.scaled:
             raise Unavailable(
                 "platform-full",
                 f"all {listed} addresses are taken" if listed else "there is no address",
@@ -165,7 +167,8 @@ class StaticPlatform:
         while True:
             left = max(MIN_REST_S, began + self._roster.settings.poll_s - loop.time())
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
             self._wake.clear()
             began = loop.time()
             try:

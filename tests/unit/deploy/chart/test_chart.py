@@ -1,0 +1,372 @@
+"""What the chart renders: objects that Kubernetes takes, commands that exist, configurations that are read."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloister.adapters.clock import SystemClock
+from cloister.cli import keyservice, runtime
+from cloister.cli.main import COMMANDS
+from cloister.control.gateway import configuration
+from cloister.control.gateway.keda import read_scaled_object
+from cloister.control.gateway.scaler import POLICIES
+from cloister.keyservice.settings import Settings
+
+helm = pytest.importorskip("helm_python", reason="no Helm: uv sync --inexact --group deploy")
+schemas = pytest.importorskip("kubernetes_validate.utils", reason="no schemas: uv sync --inexact --group deploy")
+
+CHART = Path(__file__).parents[4] / "deploy" / "helm" / "cloister"
+VERSIONS = ("1.35", "1.36", "1.37")  # the three that are maintained
+CUSTOM = ("ServiceMonitor", "ScaledObject")
+Render = Callable[..., list[dict[str, Any]]]
+
+
+def of(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {found["metadata"]["name"]: found for found in objects if found["kind"] == kind}
+
+
+def specs(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for found in objects:
+        if found["kind"] in ("Deployment", "StatefulSet"):
+            yield found["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def quick_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library reads megabytes of JSON anew for each object."""
+    monkeypatch.setattr(schemas, "schema_contents", _schema)
+
+
+@cache
+def _schema(filename: str, desired_version: str, read: Any = schemas.schema_contents) -> Any:
+    return read(filename, desired_version)
+
+
+def test_lint_finds_nothing(example: dict[str, Any]) -> None:
+    report = helm.lint(CHART, example, strict=True)
+    assert not report["errors"]
+    assert [found["error"] for found in report["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.usefixtures("quick_schemas")
+def test_kubernetes_takes_every_object(example: dict[str, Any], render: Render, version: str) -> None:
+    count = 0
+    for found in render(example):
+        if found["kind"] not in CUSTOM:
+            assert schemas.validate(found, version, strict=True) == version
+            count += 1
+    assert count > 10
+
+
+@pytest.mark.usefixtures("quick_schemas")
+def test_the_schemas_refuse_what_is_no_field(trial: dict[str, Any], render: Render) -> None:
+    (deployment, *_) = of(render(trial), "Deployment").values()
+    deployment["spec"]["replica"] = 3
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(deployment, VERSIONS[-1], strict=True)
+
+
+def test_custom_resources_are_as_their_documentation_says(example: dict[str, Any], render: Render) -> None:
+    """https://keda.sh/docs/2.20/reference/scaledobject-spec/, .../scalers/external-push/ and the Prometheus operator's
+    API reference: no published package has these schemas for Python."""
+    objects = render(example)
+    deployments, services = of(objects, "Deployment"), of(objects, "Service")
+    for found in objects:
+        if found["kind"] == "ScaledObject":
+            assert found["apiVersion"] == "keda.sh/v1alpha1"
+            spec = found["spec"]
+            assert set(spec) == {
+                "scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod", "advanced",
+                "triggers",
+            }  # fmt: skip
+            assert "replicas" not in deployments[spec["scaleTargetRef"]["name"]]["spec"]
+            (trigger,) = spec["triggers"]
+            assert set(trigger) == {"type", "metricType", "metadata"}
+            assert (trigger["type"], trigger["metricType"]) == ("external-push", "AverageValue")
+            host, _, port = trigger["metadata"]["scalerAddress"].rpartition(":")
+            name, namespace, _ = host.split(".")
+            assert namespace == "ml"
+            assert int(port) in [item["port"] for item in services[name]["spec"]["ports"]]
+            assert trigger["metadata"]["policy"] in POLICIES
+            assert read_scaled_object(b"").metadata.get("policy") is None
+        if found["kind"] == "ServiceMonitor":
+            assert found["apiVersion"] == "monitoring.coreos.com/v1"
+            wanted = found["spec"]["selector"]["matchLabels"]
+            needed = [item["key"] for item in found["spec"]["selector"].get("matchExpressions", ())]
+            chosen = [
+                service["metadata"]["name"]
+                for service in services.values()
+                if wanted.items() <= service["metadata"]["labels"].items()
+                and all(key in service["metadata"]["labels"] for key in needed)
+            ]
+            assert chosen, found["metadata"]["name"]
+            for endpoint in found["spec"]["endpoints"]:
+                assert all(
+                    endpoint["port"] in [port["name"] for port in services[name]["spec"]["ports"]] for name in chosen
+                )
+
+
+def test_services_run_commands_that_exist(example: dict[str, Any], render: Render) -> None:
+    seen = set()
+    objects = render(example)
+    for spec in (*specs(objects), *(found["spec"] for found in of(objects, "Pod").values())):
+        for container in (*spec.get("initContainers", ()), *spec["containers"]):
+            if container["name"] == "aesmd":
+                continue
+            name, *words = container["args"]
+            parser = argparse.ArgumentParser(exit_on_error=False)
+            importlib.import_module(COMMANDS[name][0]).configure(parser)
+            parser.parse_args(words)
+            seen.add(name)
+            places = [mount["mountPath"] for mount in container.get("volumeMounts", ())]
+            for word in words:
+                path = word.partition("=")[2]
+                if path.startswith("/"):
+                    assert any(path == place or path.startswith(f"{place}/") for place in places), word
+    assert seen >= {"gateway", "runtime", "keyservice", "health"}
+
+
+def test_probes_and_ports_fit(example: dict[str, Any], render: Render) -> None:
+    for spec in specs(render(example)):
+        for container in spec["containers"]:
+            names = {port["name"]: port["containerPort"] for port in container["ports"]}
+            assert f"--listen=0.0.0.0:{names['http']}" in container["args"]
+            ready = "/readyz" if container["args"][0] in ("gateway", "runtime") else "/healthz"
+            assert container["readinessProbe"]["httpGet"]["path"] == ready
+            assert {container[kind]["httpGet"]["port"] for kind in ("startupProbe", "livenessProbe")} == {"http"}
+            assert container["lifecycle"]["preStop"]["sleep"]["seconds"] == 5
+
+
+def test_draining_fits_into_the_grace_period(example: dict[str, Any], render: Render) -> None:
+    for spec in specs(render(example)):
+        grace = spec["terminationGracePeriodSeconds"]
+        for container in spec["containers"]:
+            drain = {"keyservice": 10, "witness": 5, "gateway": 30, "runtime": 30}[container["name"]]
+            assert grace >= 5 + drain + 5
+
+
+def test_gateways_read_what_the_chart_writes(example: dict[str, Any], render: Render) -> None:
+    objects = render(example)
+    found = [
+        configuration.parse(item["data"]["gateway.toml"].encode())
+        for item in of(objects, "ConfigMap").values()
+        if "gateway.toml" in item["data"]
+    ]
+    assert len(found) == len(example["pools"])
+    services, runtimes = of(objects, "Service"), of(objects, "Deployment")
+    for read in found:
+        assert read.platform.static is not None
+        (address,) = read.platform.static.addresses
+        name = address.removeprefix("http://").partition(".")[0]
+        assert services[name]["spec"]["clusterIP"] == "None"
+        (container,) = runtimes[name]["spec"]["template"]["spec"]["containers"]
+        assert f"--memory-mb={read.pool.memory_mb:.0f}" in container["args"]
+        assert f"--concurrency={read.pool.concurrency}" in container["args"]
+        assert read.platform.static.scaled is ("replicas" not in runtimes[name]["spec"])
+        assert read.scaler.listen == "0.0.0.0:9090"
+
+
+def test_the_keyservice_reads_what_the_chart_writes(example: dict[str, Any], render: Render, tmp_path: Path) -> None:
+    from cloister.keyservice.app import read_settings
+
+    (text,) = [
+        item["data"]["keyservice.toml"]
+        for item in of(render(example), "ConfigMap").values()
+        if "keyservice.toml" in item["data"]
+    ]
+    file = tmp_path / "keyservice.toml"
+    file.write_text(text)
+    assert read_settings(file) == Settings.read(example["keyservice"]["configuration"])
+
+
+def test_policies_can_name_what_the_runtimes_are(example: dict[str, Any], render: Render) -> None:
+    """The same words give the digest that evidence has: nothing of the pod changes what is measured."""
+    for spec in specs(render(example)):
+        for container in spec["containers"]:
+            if container["args"][0] == "runtime":
+                parser = argparse.ArgumentParser()
+                runtime.configure(parser)
+                options = runtime._options(parser.parse_args(container["args"][1:]))
+                assert options.bundle_root.hex() == example["trust"]["bundleRoot"]
+                assert len(options.measured().digest) == 32
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"imgae": {}}, "imgae"),
+        ({"keyservice": {"tee": "tdx"}}, "/keyservice/tee"),
+        ({"keyservice": {"tee": ""}}, "keyservice.tee is not set"),
+        ({"keyservice": {"replicas": 3}}, "/keyservice/replicas"),
+        ({"keyservice": {"configuration": {"bundleroot": "00"}}}, "bundleroot"),
+        ({"keyservice": {"enabled": False}}, "keyservice.address is not set"),
+        ({"pools": {"default": {"tee": ""}}}, "pools.default.tee is not set"),
+        ({"poolDefaults": {"tee": "none"}}, "/poolDefaults/tee"),
+        ({"pools": {"default": {"runtime": {"memory": 3}}}}, "/pools/default/runtime"),
+        ({"pools": {"Default": {}}}, "Default"),
+        ({"pools": {"default": {"gateway": {"configuration": {"pool": {"max_instance": 3}}}}}}, "max_instance"),
+        ({"pools": {"default": {"gateway": {"configuration": {"platform": {"kind": "local"}}}}}}, "platform"),
+        ({"tee": {"insecure-simulation": {"keySecret": ""}}}, "tee.insecure-simulation.keySecret is not set"),
+        ({"image": {"tag": "latest"}}, "/image/tag"),
+        ({"image": {"tag": ""}}, "image.tag or image.digest is not set"),
+        ({"image": {"repository": ""}}, "image.repository is not set"),
+        ({"controlImage": {"repository": ""}}, "controlImage.repository is not set"),
+        ({"trust": {"bundleRoot": ""}}, "trust.bundleRoot is not set"),
+        ({"trust": {"bundleConfigMap": ""}}, "trust.bundleConfigMap is not set"),
+        ({"trust": {"bundleRoot": "5F"}}, "/trust/bundleRoot"),
+        ({"store": {"url": "/srv/models"}}, "/store/url"),
+        ({"store": {"url": ""}}, "store.url is not set"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    trial: dict[str, Any], refusal: Callable[..., str], more: dict[str, Any], named: str
+) -> None:
+    assert named in refusal(trial, more)
+
+
+def test_the_schema_knows_every_setting_of_gateway_and_keyservice(chart: Any) -> None:
+    defined = chart.schema["$defs"]["pool"]["properties"]["gateway"]["properties"]["configuration"]["properties"]
+    text = "[platform]\ncommand = ['x']\n"
+    for section, schema in defined.items():
+        if section == "models":
+            continue
+        for name in schema["properties"]:  # one that the gateway does not know would be refused by its name
+            given = schema["properties"][name]
+            low = given.get("minimum", given.get("enum", [True])[0])
+            value = [1] if given.get("type") == "array" else low
+            text_of = f"{text}[{section}]\n{name} = {json.dumps(value)}\n"
+            configuration.parse(text_of.encode())
+    known = {"pool": configuration.PoolSettings, "queue": configuration.QueueSettings}
+    for section, settings in known.items():
+        missing = set(settings.__dataclass_fields__) - set(defined[section]["properties"])
+        assert missing == ({"memory_mb", "concurrency"} if section == "pool" else set())
+    measured = chart.schema["properties"]["keyservice"]["properties"]["configuration"]["properties"]
+    assert set(measured) == set(Settings.__dataclass_fields__)
+
+
+def test_a_tee_is_where_its_component_runs(render: Render, trial: dict[str, Any]) -> None:
+    def pod(tee: str, component: str) -> dict[str, Any]:
+        objects = render(
+            trial, {"keyservice": {"tee": tee}} if component == "keyservice" else {"pools": {"default": {"tee": tee}}}
+        )
+        (found,) = [spec for spec in specs(objects) if spec["containers"][0]["name"] == component]
+        return found
+
+    assert pod("sev-snp", "keyservice")["runtimeClassName"] == "kata-qemu-snp"
+    assert pod("tdx", "runtime")["runtimeClassName"] == "kata-qemu-tdx"
+    for component in ("keyservice", "runtime"):
+        enclave = pod("sgx", component)
+        assert "runtimeClassName" not in enclave
+        for container in (*enclave.get("initContainers", ()), *enclave["containers"]):
+            for kind in ("requests", "limits"):
+                assert container["resources"][kind]["sgx.intel.com/epc"] == "8Gi"
+                assert container["resources"][kind]["sgx.intel.com/enclave"] == "1"
+                assert container["resources"][kind]["sgx.intel.com/provision"] == "1"
+        for tee in ("sgx", "sev-snp"):
+            text = json.dumps(pod(tee, component))
+            assert "simulation" not in text
+
+
+def test_flows_are_those_that_are_needed_and_no_others(render: Render, trial: dict[str, Any]) -> None:
+    objects = render(trial)
+    policies = of(objects, "NetworkPolicy")
+    everything = policies["prod-cloister-deny"]["spec"]
+    assert everything["policyTypes"] == ["Ingress", "Egress"]
+    assert not {"ingress", "egress"} & set(everything)
+    for spec in specs(objects):
+        del spec  # each pod has the labels that the first policy selects:
+    for found in objects:
+        if found["kind"] in ("Deployment", "StatefulSet"):
+            labels = found["spec"]["template"]["metadata"]["labels"]
+            assert everything["podSelector"]["matchLabels"].items() <= labels.items()
+
+    def flows(direction: str, end: str) -> set[tuple[str, str, Any]]:
+        out = set()
+        for policy in policies.values():
+            chosen = policy["spec"]["podSelector"]["matchLabels"].get("app.kubernetes.io/component")
+            for rule in policy["spec"].get(direction, ()):
+                for peer in rule.get(end, [{}]):
+                    other = peer.get("podSelector", {}).get("matchLabels", {}).get("app.kubernetes.io/component")
+                    other = other or json.dumps(peer.get("namespaceSelector"))
+                    out |= {(str(chosen), other, port["port"]) for port in rule["ports"]}
+        return out
+
+    spaces = '{{"matchLabels": {{"kubernetes.io/metadata.name": "{}"}}}}'
+    monitoring = spaces.format("monitoring")
+    assert flows("ingress", "from") == {
+        ("witness", "keyservice", "http"),
+        ("keyservice", "keyservice", "http"),
+        ("keyservice", "runtime", "http"),
+        ("keyservice", "{}", "http"),
+        ("runtime", "gateway", "http"),
+        ("gateway", "{}", "http"),
+        ("gateway", spaces.format("keda"), "scaler"),
+        *((component, monitoring, "http") for component in ("witness", "keyservice", "runtime", "gateway")),
+    }
+    assert flows("egress", "to") == {
+        ("None", spaces.format("kube-system"), 53),
+        ("keyservice", "keyservice", 8080),
+        ("keyservice", "witness", 8080),
+        ("runtime", "keyservice", 8080),
+        ("gateway", "runtime", 8080),
+        *((component, "null", port) for component in ("runtime", "gateway") for port in (80, 443)),
+    }
+
+
+def test_stateful_services_are_apart_and_keep_their_volumes(render: Render, trial: dict[str, Any]) -> None:
+    objects = render(trial, {"keyservice": {"antiAffinity": "required"}})
+    for found in of(objects, "StatefulSet").values():
+        spec = found["spec"]
+        assert set(spec["persistentVolumeClaimRetentionPolicy"].values()) == {"Retain"}
+        assert of(objects, "Service")[spec["serviceName"]]["spec"]["clusterIP"] == "None"
+        (budget,) = [
+            item for item in of(objects, "PodDisruptionBudget").values() if item["spec"]["selector"] == spec["selector"]
+        ]
+        assert budget["spec"]["maxUnavailable"] == 1
+        rules = spec["template"]["spec"]["affinity"]["podAntiAffinity"]
+        hard = "requiredDuringSchedulingIgnoredDuringExecution" in rules
+        assert hard is (found["metadata"]["name"] == "prod-cloister-keyservice")
+    assert of(objects, "StatefulSet")["prod-cloister-witness"]["spec"]["replicas"] == 3
+    (service,) = [spec for spec in specs(objects) if spec["containers"][0]["name"] == "keyservice"]
+    urls = [word for word in service["containers"][0]["args"] if word.startswith("--witness=")]
+    assert urls[2] == "--witness=http://prod-cloister-witness-2.prod-cloister-witness.ml.svc:8080"
+    assert len(urls) == 3
+
+
+def test_simulation_is_loud(chart: Any, trial: dict[str, Any]) -> None:
+    notes = chart.render(trial, name="prod", namespace="ml")["cloister/templates/NOTES.txt"]
+    assert "INSECURE SIMULATION: nothing that passes through the KeyService, pool default is protected" in notes
+
+
+def test_the_page_has_every_value(chart: Any) -> None:
+    text = (CHART / "README.md").read_text()
+
+    def leaves(table: dict[str, Any], schema: dict[str, Any], path: str) -> Iterator[str]:
+        for name, value in table.items():
+            where = f"{path}.{name}" if path else name
+            if isinstance(value, dict) and value:
+                yield from leaves(value, schema, where)
+            else:
+                yield where
+
+    names = list(leaves(chart.values, chart.schema, ""))
+    assert len(names) > 60
+    assert [name for name in names if f"`{name}`" not in text] == []
+    told = {line.split("`")[1] for line in text.splitlines() if line.startswith("| `")}
+    assert told - set(names) == set()
+
+
+def test_a_configuration_is_the_same_to_whoever_asks_for_it(render: Render, trial: dict[str, Any]) -> None:
+    """Two renderings are equal: no random name, no time, nothing that makes an upgrade restart pods."""
+    assert render(trial) == render(trial)
+    assert keyservice.DEFAULT_LISTEN  # the chart says --listen; the default is this machine's own
+    assert SystemClock().now() > 0
