@@ -101,6 +101,13 @@ def test_an_older_firmware_with_its_own_certificate(amd: SnpAuthority, strict: P
     refused("reported-tcb-too-low", believe((evidence, older), amd.anchors("Milan")), strict, BOUND)
 
 
+def test_a_platform_that_went_back_to_older_firmware(amd: SnpAuthority) -> None:
+    """S4: current below the minimum, which lies above what is reported."""
+    newer = good(amd, current_tcb=tcb("Milan", snp=28))
+    policy = policy_for(believe(newer, amd.anchors("Milan")).claims, CONFIGURATION, pin_platform=True)
+    refused("current-tcb-too-low", believe(good(amd), amd.anchors("Milan")), policy, BOUND)
+
+
 def test_another_chip_with_its_own_certificate(amd: SnpAuthority, strict: Policy) -> None:
     """An interposer in somebody's own machine attests as well as any: only an allow-list of chips keeps it out."""
     chip = chip_id("Milan", 0x77)
