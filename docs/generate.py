@@ -11,7 +11,10 @@ import io
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 
 from cloister.cli.main import COMMANDS, main
@@ -19,19 +22,109 @@ from cloister.cli.main import COMMANDS, main
 DOCS = Path(__file__).parent / "reference"
 SOURCE = Path(__file__).parents[1] / "src" / "cloister"
 FAMILIES = ("InvalidInput", "Refused", "Unavailable", "Tampered")
-CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+")
+CODE_PART = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A function of the source, in which a name means what it means."""
+
+    module: str
+    node: ast.FunctionDef | ast.AsyncFunctionDef
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of its parameters, without ``self`` and ``cls``."""
+        names = [argument.arg for argument in (*self.node.args.posonlyargs, *self.node.args.args)]
+        return [
+            *(names[1:] if names[:1] in (["self"], ["cls"]) else names),
+            *(a.arg for a in self.node.args.kwonlyargs),
+        ]
 
 
 def raised() -> Iterator[tuple[str, str, str, str]]:
-    """Code, family, message and module of every error that the source raises by name."""
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+    """Code, family, message and module of every error that the source raises, or lists beside its family."""
+    trees = {
+        str(path.relative_to(SOURCE).with_suffix("")): ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")
+    }
+    calls: dict[str, list[tuple[Scope | None, ast.Call]]] = defaultdict(list)
+    errors: list[tuple[Scope | None, str, str, ast.Call]] = []
+    listed: list[tuple[str, str, str, str]] = []
+    for module, tree in sorted(trees.items()):
+        for scope, node in _in_scopes(module, tree, None):
+            if isinstance(node, ast.Tuple):
+                listed += _listed(node, module)
+            if not isinstance(node, ast.Call):
                 continue
-            code = node.args[0]
-            if node.func.id in FAMILIES and isinstance(code, ast.Constant) and isinstance(code.value, str):
-                message = _template(node.args[1]) if len(node.args) > 1 else ""
-                yield code.value, node.func.id, message, str(path.relative_to(SOURCE).with_suffix(""))
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            calls[name].append((scope, node))
+            if isinstance(node.func, ast.Name) and name in FAMILIES and node.args:
+                errors.append((scope, module, name, node))
+    for scope, module, family, node in errors:
+        message = _template(node.args[1]) if len(node.args) > 1 else ""
+        for code in _texts(node.args[0], scope, calls, 3):
+            yield code, family, message, module
+    yield from listed
+
+
+def _in_scopes(module: str, node: ast.AST, scope: Scope | None) -> Iterator[tuple[Scope | None, ast.AST]]:
+    """Every node below, with the innermost function around it."""
+    for child in ast.iter_child_nodes(node):
+        yield scope, child
+        inner = Scope(module, child) if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else scope
+        yield from _in_scopes(module, child, inner)
+
+
+def _listed(row: ast.Tuple, module: str) -> Iterator[tuple[str, str, str, str]]:
+    """A row of a table that names a family and a code."""
+    for family, code in pairwise(row.elts):
+        if isinstance(family, ast.Name) and family.id in FAMILIES and isinstance(code, ast.Constant):
+            yield str(code.value), family.id, _template(row.elts[0]), module
+
+
+def _texts(
+    node: ast.expr, scope: Scope | None, calls: dict[str, list[tuple[Scope | None, ast.Call]]], depth: int
+) -> list[str]:
+    """What text an expression may be, as far as the source says: constants, loops over tables, callers' arguments."""
+    match node:
+        case ast.Constant(value=str() as text):
+            return [text]
+        case ast.IfExp(body=body, orelse=other):
+            return [*_texts(body, scope, calls, depth), *_texts(other, scope, calls, depth)]
+        case ast.JoinedStr(values=values):
+            parts = [_texts(v.value if isinstance(v, ast.FormattedValue) else v, scope, calls, depth) for v in values]
+            return ["".join(pieces) for pieces in product(*parts)]
+        case ast.Name(id=name) if scope is not None and depth > 0:
+            found = _looped(name, scope)
+            if not found and name in scope.parameters:
+                found = _passed(name, scope, calls)
+            texts = [text for inner, value in found for text in _texts(value, inner, calls, depth - 1)]
+            return [text for text in dict.fromkeys(texts) if CODE_PART.fullmatch(text)]
+        case _:
+            return []
+
+
+def _looped(name: str, scope: Scope) -> list[tuple[Scope | None, ast.expr]]:
+    """What a loop of this function over a table binds the name to."""
+    found: list[tuple[Scope | None, ast.expr]] = []
+    for loop in ast.walk(scope.node):
+        if isinstance(loop, ast.For) and isinstance(loop.target, ast.Tuple) and isinstance(loop.iter, ast.Tuple):
+            names = [getattr(target, "id", "") for target in loop.target.elts]
+            rows = [row.elts for row in loop.iter.elts if isinstance(row, ast.Tuple)]
+            found += [(scope, row[names.index(name)]) for row in rows if name in names and len(row) == len(names)]
+    return found
+
+
+def _passed(
+    name: str, scope: Scope, calls: dict[str, list[tuple[Scope | None, ast.Call]]]
+) -> list[tuple[Scope | None, ast.expr]]:
+    """What callers pass for a parameter of this function."""
+    at = scope.parameters.index(name)
+    found: list[tuple[Scope | None, ast.expr]] = []
+    for caller, call in calls[scope.node.name]:
+        named = [keyword.value for keyword in call.keywords if keyword.arg == name]
+        found += [(caller, value) for value in named or call.args[at : at + 1]]
+    return found
 
 
 def _template(node: ast.expr) -> str:
@@ -57,6 +150,7 @@ def errors_page() -> str:
         "`InvalidInput` you sent nonsense, `Refused` a rule says no, `Unavailable` try again,",
         "`Tampered` authentication failed.",
         "Over HTTP they are problem+json with the type `urn:cloister:error:<code>`.",
+        "Codes of a policy's checks stand in [the reference of policies](policy.md).",
         "",
         "| code | family | for example | raised in |",
         "| --- | --- | --- | --- |",

@@ -328,5 +328,16 @@ def test_every_listed_function_is_there_with_its_codes() -> None:
             assert code in text, (file, code)
 
 
+def test_every_code_is_documented() -> None:
+    """In the list of errors, or with the field of the policy whose check fails."""
+    reference = TESTS.parent / "docs" / "reference"
+    text = (reference / "errors.md").read_text() + (reference / "policy.md").read_text()
+    codes = set(re.findall(r"`([a-z0-9-]+)`", " ".join(row[2] for rows in tables().values() for row in rows)))
+    codes |= {code for _, _, _, listed in FUNCTIONS for code in listed.split()}
+    pcrs = {f"pcr{index}-not-allowed" for index in range(32)}  # written once for all of them
+    assert len(codes) > 150
+    assert not {code for code in codes - pcrs if f"`{code}`" not in text}
+
+
 if __name__ == "__main__":
     (HERE / "README.md").write_text(page())
