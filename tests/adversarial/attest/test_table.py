@@ -71,6 +71,7 @@ TABLES: Final = {
 }
 
 _DCAP: Final = "adversarial/attest/test_dcap_negative.py"
+_COLLATERAL: Final = "adversarial/attest/test_dcap_collateral.py"
 _INTEL_POLICY: Final = "adversarial/attest/test_dcap_policy.py"
 _POLICIES: Final = "adversarial/attest/test_amd_aws_policies.py"
 _REPORTS: Final = "adversarial/attest/test_snp_reports.py"
@@ -139,9 +140,9 @@ FUNCTIONS: Final = (
     ("A7", _NITRO, "test_a_forged_chain_with_awss_names", "nitro-root-not-pinned certificate-signature"),
     ("A8", _PROVISIONING, "test_a8_the_session_goes_to_the_attested_key_only", "report-data-mismatch"),
     ("I1", _RECORDED_DCAP, "test_a_td_in_debug_mode_is_refused_although_every_signature_is_genuine", "debug-enabled"),
-    ("I2", _DCAP, "test_broken_collateral_is_refused", "crl-missing crl-malformed"),
-    ("I3", _DCAP, "test_a_status_changed_after_signing_is_refused", "tcb-info-forged"),
-    ("I3", _DCAP, "test_collateral_signed_with_a_pck_key_is_refused", "chain-shape"),
+    ("I2", _COLLATERAL, "test_broken_collateral_is_refused", "crl-missing crl-malformed"),
+    ("I3", _COLLATERAL, "test_a_status_changed_after_signing_is_refused", "tcb-info-forged"),
+    ("I3", _COLLATERAL, "test_collateral_signed_with_a_pck_key_is_refused", "chain-shape"),
     ("I3", _RECORDED_DCAP, "test_collateral_of_another_platform_is_refused", ""),
     (
         "I4",
@@ -221,7 +222,7 @@ FUNCTIONS: Final = (
     ("Microsoft TEE verification 142", _POLICIES, "test_a_vlek_needs_the_rules_consent", "vlek-not-allowed"),
     ("attestation-rs 67", _POLICIES, "test_one_thing_differs_in_a_report", "debug-not-allowed vmpl-not-allowed"),
     ("attestation-go 12", _POLICIES, "test_unchecked_revocation_needs_the_rules_consent", "revocation-unchecked"),
-    ("attestation-go 12", _DCAP, "test_collateral_that_is_absent_is_refused", "collateral-missing"),
+    ("attestation-go 12", _COLLATERAL, "test_collateral_that_is_absent_is_refused", "collateral-missing"),
     ("dcap-qvl 125", _RECORDED_DCAP, "test_out_of_date_is_never_reported_as_up_to_date", ""),
     (
         "dcap-qvl 125",

@@ -180,10 +180,13 @@ def _text(value: dict[str, Any], name: str) -> str:
 
 
 def _blob(value: dict[str, Any], name: str) -> bytes:
-    text = value.get(name, "" if name.endswith("crl") else None)
-    if not isinstance(text, str) or not _HEX.fullmatch(text):
+    """Bytes as hexadecimal text, or as a list of their values, which some versions of dcap-qvl write."""
+    found = value.get(name, "" if name.endswith("crl") else None)
+    if isinstance(found, list) and all(type(item) is int and 0 <= item <= 0xFF for item in found):
+        return bytes(found)
+    if not isinstance(found, str) or not _HEX.fullmatch(found):
         raise InvalidInput("collateral-malformed", f"the collateral's {name!r} is missing or is not hexadecimal")
-    return bytes.fromhex(text)
+    return bytes.fromhex(found)
 
 
 def _tcb_info(text: str) -> TcbInfo:
