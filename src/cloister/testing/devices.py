@@ -82,6 +82,7 @@ class FakeConfigfsTsm:
     :param provider: ``tdx_guest`` or ``sev_guest``; may be changed between two readings.
     :param produce: report data and privilege level to a quote or report.
     :param auxblob: the host's certificate table (SEV-SNP).
+    :param floor: the VMPL that the kernel runs at; unless told, it asks for level 0 all the same, as Linux does.
     :param interference: called after each write to ``inblob``, as another process that gets in between.
     """
 
@@ -96,7 +97,9 @@ class FakeConfigfsTsm:
 
     def exists(self, path: str) -> bool:
         name, _, attribute = path.partition("/")
-        known = {"provider", "generation", "inblob", "outblob", "privlevel", "privlevel_floor"}
+        known = {"provider", "generation", "inblob", "outblob"}
+        if self.provider.strip() == b"sev_guest":
+            known |= {"privlevel", "privlevel_floor"}
         return name in self.entries and (not attribute or attribute in known or self._has_auxblob(attribute))
 
     def _has_auxblob(self, attribute: str) -> bool:
@@ -110,6 +113,8 @@ class FakeConfigfsTsm:
         if attribute == "outblob":
             if entry.inblob is None:
                 raise _gone(path, errno.EINVAL)
+            if entry.privilege_level < self.floor:  # the firmware, of a request above the kernel's own privilege
+                raise _gone(path, errno.EIO)
             data = self.produce(entry.inblob, entry.privilege_level)
         elif attribute == "auxblob":
             data = self.auxblob or b""
@@ -148,7 +153,7 @@ class FakeConfigfsTsm:
     def make_directory(self, path: str) -> None:
         if path in self.entries:
             raise _gone(path, errno.EEXIST)
-        self.entries[path] = _Entry(privilege_level=self.floor)
+        self.entries[path] = _Entry()
         self.made += 1
 
     def remove_directory(self, path: str) -> None:

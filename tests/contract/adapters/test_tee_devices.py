@@ -12,11 +12,13 @@ from pathlib import Path
 import cbor2
 import pytest
 
+from cloister.adapters.tee import open as opening
 from cloister.adapters.tee.configfs_tsm import ConfigfsTsmAttester
 from cloister.adapters.tee.detect import detect, look
 from cloister.adapters.tee.files import DeviceFiles, OsDeviceFiles, read_number, read_text
 from cloister.adapters.tee.gramine import GramineAttester
 from cloister.adapters.tee.nitro import IOCTL_RAW, NitroAttester
+from cloister.attest.snp.parse import parse as parse_report
 from cloister.attest.types import Collateral, TeeType
 from cloister.attest.verify import verify
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
@@ -233,6 +235,36 @@ def test_the_privilege_level_is_asked_for_and_looked_at(snp_report: Callable[[by
             ConfigfsTsmAttester(device, privilege_level=level)
     with pytest.raises(InvalidInput, match="privilege-level"):
         ConfigfsTsmAttester(FakeConfigfsTsm(tdx_quote), privilege_level=0)
+
+
+@pytest.mark.parametrize("floor", [0, 1, 2, 3])
+def test_a_kernel_below_another_asks_for_its_own_level(
+    snp_report: Callable[[bytes, int], bytes], monkeypatch: pytest.MonkeyPatch, floor: int
+) -> None:
+    """Under a service module the kernel runs at VMPL 1 or more, and what it asks for unless told is refused."""
+    device = FakeConfigfsTsm(snp_report, provider=b"sev_guest\n", floor=floor)
+    attester = ConfigfsTsmAttester(device)
+    assert parse_report(attester.evidence(DATA).body).vmpl == attester.privilege_level == floor
+    assert not device.entries
+    sealed_at: list[int] = []
+    monkeypatch.setattr(opening, "detect", lambda **_: attester)
+    monkeypatch.setattr(opening, "open_sealer", lambda *_, privilege_level, **__: sealed_at.append(privilege_level))
+    opening.open_tee(bytes(32))
+    assert sealed_at == [floor]
+
+
+def test_a_kernel_at_a_level_that_there_is_not_is_noticed(snp_report: Callable[[bytes, int], bytes]) -> None:
+    with pytest.raises(Tampered, match="evidence-device-lied"):
+        ConfigfsTsmAttester(FakeConfigfsTsm(snp_report, provider=b"sev_guest", floor=4))
+
+
+def test_a_tdx_guest_has_no_levels() -> None:
+    device = FakeConfigfsTsm(tdx_quote)
+    attester = ConfigfsTsmAttester(device)
+    assert attester.evidence(DATA)
+    assert attester.privilege_level == 0
+    device.make_directory("entry")
+    assert not device.exists("entry/privlevel_floor")
 
 
 def _another_writer(device: FakeConfigfsTsm, name: str) -> None:

@@ -23,6 +23,7 @@ from cloister.base.errors import InvalidInput, Tampered, Unavailable
 
 FOLDER: Final = Path("/sys/kernel/config/tsm/report")
 PROVIDERS: Final[Mapping[str, TeeType]] = MappingProxyType({"tdx_guest": TeeType.TDX, "sev_guest": TeeType.SEV_SNP})
+_FLOOR: Final = "privlevel_floor"
 _MAX_PRIVILEGE_LEVEL: Final = 3
 
 
@@ -30,7 +31,7 @@ _MAX_PRIVILEGE_LEVEL: Final = 3
 class ConfigfsTsmAttester:
     """``cloister.attest.types.Attester`` in a TDX or SEV-SNP guest.
 
-    :param privilege_level: SEV-SNP only: the VMPL to attest; by default the kernel's own.
+    :param privilege_level: SEV-SNP only: the VMPL to attest; by default the kernel's own, below which it may not ask.
     :param entry: a report directory that was made beforehand, for a process that may not make one; by default each
         evidence gets a directory of its own, which is removed afterwards.
     """
@@ -45,14 +46,15 @@ class ConfigfsTsmAttester:
         """Asks the kernel which TEE this is.
 
         :raises Unavailable: ``evidence-unavailable`` when there is no provider, or one that is unknown.
+        :raises Tampered: ``evidence-device-lied`` when the kernel names no level that there is.
         :raises InvalidInput: ``privilege-level`` when it is out of range, or this is not SEV-SNP.
         """
         self._files = OsDeviceFiles(FOLDER) if files is None else files
-        self._privilege_level = privilege_level
         self._entry = entry
         self._lock = threading.Lock()
         with _Report(self._files, entry) as report:
             provider = report.text("provider")
+            floor = report.number(_FLOOR) if report.has(_FLOOR) else 0
         if provider not in PROVIDERS:
             raise Unavailable("evidence-unavailable", f"configfs-tsm's provider {provider[:64]!r} is not understood")
         self._provider = provider
@@ -60,6 +62,16 @@ class ConfigfsTsmAttester:
             self.tee is not TeeType.SEV_SNP or not 0 <= privilege_level <= _MAX_PRIVILEGE_LEVEL
         ):
             raise InvalidInput("privilege-level", "a privilege level is 0 to 3, and for SEV-SNP only")
+        if floor > _MAX_PRIVILEGE_LEVEL:
+            raise Tampered("evidence-device-lied", f"the kernel says that it runs at privilege level {floor}")
+        self._privilege_level = privilege_level
+        if privilege_level is None and floor > 0:  # unless told, the kernel asks for 0, which the firmware then refuses
+            self._privilege_level = floor
+
+    @property
+    def privilege_level(self) -> int:
+        """The VMPL that reports are of; 0 in a TDX guest, which has none."""
+        return self._privilege_level or 0
 
     @property
     def tee(self) -> TeeType:

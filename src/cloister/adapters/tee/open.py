@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cloister.adapters.tee.configfs_tsm import ConfigfsTsmAttester
 from cloister.adapters.tee.detect import detect
 from cloister.adapters.tee.measurement import own_measurement
 from cloister.adapters.tee.sealing import WITHOUT_SEALING, open_sealer
@@ -44,5 +45,10 @@ def open_tee(
     measurement = own_measurement(attester)
     sealer = None
     if sealing_needed or attester.tee not in WITHOUT_SEALING:
-        sealer = open_sealer(attester.tee, configuration_digest, privilege_level=privilege_level or 0, root=root)
+        sealer = open_sealer(attester.tee, configuration_digest, privilege_level=_level(attester), root=root)
     return HardwareTee(attester, sealer, measurement)
+
+
+def _level(attester: Attester) -> int:
+    """The VMPL that keys are derived for: the one that evidence is of."""
+    return attester.privilege_level if isinstance(attester, ConfigfsTsmAttester) else 0
