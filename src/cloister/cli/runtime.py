@@ -10,6 +10,7 @@ that a policy names, and the measurement, for the same options. SIGTERM finishes
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -39,7 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a folder, a bundle file, a PCCS's address or `vendors`; default: what the KeyService sends along",
     )
     parser.add_argument("--store", metavar="URL|DIR", help="where encrypted models are")
-    parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT|unix:PATH", help="default: %(default)s")
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT|unix:PATH",
+        help=f"default: 0.0.0.0:$PORT where that is set, else {DEFAULT_LISTEN}",
+    )
     parser.add_argument("--isolation", choices=_LEVELS, default=_LEVELS[0], help="who may be in it together (measured)")
     parser.add_argument("--concurrency", type=int, default=None, metavar="N", help="requests at once (measured)")
     parser.add_argument("--memory-mb", type=int, default=2048, metavar="MB", help="for models, together (measured)")
@@ -67,10 +72,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     raise_file_limit()
     from cloister.adapters.clock import SystemClock
     from cloister.base.ids import ModelId
-    from cloister.runtime.app import Listen, run_until_told
+    from cloister.runtime.app import Listen, default_listen, run_until_told
 
     prewarm = [ModelId.parse(text) for text in args.prewarm]
-    listen = Listen.parse(args.listen)
+    listen = Listen.parse(args.listen or default_listen(os.environ, DEFAULT_LISTEN))
     clock = SystemClock()
     runtime = compose_from(args, clock)
     log, identity = runtime.ports.log, runtime.ports.identity

@@ -56,13 +56,16 @@ Event = Ready | Leaving | Gone
 
 
 class Platform(Protocol):
-    """Port. Drivers: ``local``, ``openwhisk``, ``static``; fake: ``cloister.testing.platform.FakePlatform``."""
+    """Port. Drivers: ``local``, ``openwhisk``, ``static``, ``kubernetes``, ``knative``.
+
+    Fake: ``cloister.testing.platform.FakePlatform``.
+    """
 
     async def open(self) -> None:
         """Take over what runs. Repeating it is harmless.
 
-        :raises Unavailable: ``platform-unavailable``, ``platform-in-use``. :raises InvalidInput: ``platform-limit``.
-        :raises Refused: ``platform-refused``.
+        :raises Unavailable: ``platform-unavailable``, ``platform-in-use``.
+        :raises InvalidInput: ``platform-limit``, ``platform-object-missing``. :raises Refused: ``platform-refused``.
         """
 
     async def start(self, instance: str, group: str) -> None:

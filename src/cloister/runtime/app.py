@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,19 @@ class Listen:
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise InvalidInput("argument", "--listen takes HOST:PORT or unix:/PATH")
         return cls(host.strip("[]"), int(port))
+
+
+def default_listen(environment: Mapping[str, str], otherwise: str) -> str:
+    """Where to listen when nobody says: all addresses at ``$PORT``, which is how Knative and others tell a container.
+
+    :raises InvalidInput: ``argument``.
+    """
+    port = environment.get("PORT", "")
+    if not port:
+        return otherwise
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidInput("argument", f"$PORT is {port[:20]!r}, which is no port")
+    return f"0.0.0.0:{port}"
 
 
 def read_bundle(path: Path, options: RuntimeOptions, clock: Clock) -> TrustBundle:

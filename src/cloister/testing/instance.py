@@ -3,6 +3,7 @@
 Runs in this process (:class:`StandIn` under any ``HttpServer``) or as a child::
 
     python -m cloister.testing.instance --listen unix:/path/to/socket
+    PORT=8080 python -m cloister.testing.instance
 
 A sealed request is answered with ``CLA1``, the SHA-256 of the whole request, and a JSON object that says who answered.
 """
@@ -28,6 +29,7 @@ from cloister.adapters.payloads import HttpPayloadStore
 from cloister.adapters.process import run
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import MIB
+from cloister.runtime.app import Listen, default_listen
 from cloister.runtime.openwhisk.service import ActionApp
 from cloister.wire.envelope import RESPONSE_MAGIC, RESPONSE_MEDIA_TYPE, RequestPrefix
 
@@ -174,14 +176,14 @@ async def serve_action(stand_in: StandIn, path: Path) -> None:
     await client.close()
 
 
-async def serve(stand_in: StandIn, path: Path, *, ready_after_s: float = 0.0) -> None:
+async def serve(stand_in: StandIn, listen: Listen, *, ready_after_s: float = 0.0) -> None:
     """Until SIGTERM; requests under way are finished."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     server = HttpServer(stand_in, log=JsonLog(SystemClock()), limits=ServerLimits(max_body=MAX_BODY))
     stand_in.ready = False
-    await server.start(path=path)
+    await server.start(listen.host, listen.port, path=listen.path)
     await asyncio.sleep(ready_after_s)
     stand_in.ready = True
     await stopping.wait()
@@ -191,7 +193,7 @@ async def serve(stand_in: StandIn, path: Path, *, ready_after_s: float = 0.0) ->
 def main() -> None:
     """The child process."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--listen", required=True)
+    parser.add_argument("--listen", default=default_listen(os.environ, ""))
     parser.add_argument("--delay-ms", type=float, default=0.0)
     parser.add_argument("--load-ms", type=float, default=0.0)
     parser.add_argument("--ready-after-s", type=float, default=0.0)
@@ -200,19 +202,19 @@ def main() -> None:
     parser.add_argument("--journal", type=Path)
     parser.add_argument("--openwhisk", action="store_true", help="as an OpenWhisk action")
     options = parser.parse_args()
-    path = Path(options.listen.removeprefix("unix:"))
+    listen = Listen.parse(options.listen)
     stand_in = StandIn(
-        path.parent.name,
+        listen.path.parent.name if listen.path else options.listen,
         delay_s=options.delay_ms / 1000,
         load_s=options.load_ms / 1000,
         concurrency=options.concurrency,
         answer_bytes=options.answer_bytes,
         journal=options.journal,
     )
-    if options.openwhisk:
-        run(serve_action(stand_in, path))
+    if options.openwhisk and listen.path:
+        run(serve_action(stand_in, listen.path))
         return
-    run(serve(stand_in, path, ready_after_s=options.ready_after_s))
+    run(serve(stand_in, listen, ready_after_s=options.ready_after_s))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,17 @@ import uvloop
 
 from cloister.adapters.http.client import AsyncHttpClient
 from cloister.base.errors import Unavailable
+from cloister.platforms.knative.driver import KnativePlatform
+from cloister.platforms.knative.settings import KnativeSettings
+from cloister.platforms.kubernetes.driver import KubernetesPlatform
+from cloister.platforms.kubernetes.settings import Cluster, KubernetesSettings
 from cloister.platforms.local import LocalPlatform
 from cloister.platforms.openwhisk.driver import OpenWhiskPlatform
 from cloister.platforms.openwhisk.settings import OpenWhiskSettings
 from cloister.platforms.port import Event, Gone, Leaving, Platform, Ready
 from cloister.platforms.static.driver import StaticPlatform
 from cloister.platforms.static.settings import StaticSettings
+from cloister.testing.kubernetes.cluster import PORT, FakeKubernetes, manifest
 from cloister.testing.logs import MemoryLog
 from cloister.testing.openwhisk_server import AUTH, FakeOpenWhisk
 from cloister.testing.platform import FakeCloud, FakePlatform
@@ -43,6 +48,7 @@ class Bench:
         self.events: AsyncIterator[Event]
         self.never_ready = False
         self.openwhisk: FakeOpenWhisk | None = None
+        self.kubernetes: FakeKubernetes | None = None
         self.others: dict[str, subprocess.Popen[bytes]] = {}  # by address: instances that somebody else started
 
     @property
@@ -76,11 +82,29 @@ class Bench:
             settings = StaticSettings(addresses=self._begin_others(), poll_s=0.05)
             self.platform = StaticPlatform(self.folder, settings, MemoryLog(), stop_grace_s=0.3)
             await self.platform.open()
+        elif self.kind == "kubernetes":
+            self.platform = KubernetesPlatform(
+                KubernetesSettings("contract", port=PORT, cluster=await self.cluster()), MemoryLog()
+            )
+        elif self.kind == "knative":
+            cluster = await self.cluster()
+            args = ["--ready-after-s", "3600"] if self.never_ready else []
+            self.platform = KnativePlatform(KnativeSettings("contract", manifest(args), cluster), MemoryLog())
         else:
             command = NEVER if self.never_ready else COMMAND
             self.platform = LocalPlatform(self.folder, command, stop_grace_s=5.0)
         self.events = self.platform.events()
         return self.platform
+
+    async def cluster(self) -> Cluster:
+        """How to reach the cluster, which outlives the drivers."""
+        if self.kubernetes is None:
+            self.kubernetes = FakeKubernetes()
+            await self.kubernetes.open()
+            self.kubernetes.deploy("contract")
+        if self.never_ready:
+            self.kubernetes.redeploy("contract", args=["--ready-after-s", "3600"])
+        return Cluster(kubeconfig=self.kubernetes.kubeconfig(self.folder / "kubeconfig"), poll_s=1.0)
 
     def _begin_others(self) -> tuple[str, ...]:
         if self.never_ready:
@@ -110,6 +134,12 @@ class Bench:
     async def kill(self, instance: str) -> None:
         if self.kind == "fake":
             await self.cloud.kill(instance)
+        elif (
+            self.kind == "knative" and self.kubernetes is not None
+        ):  # its pods come and go; the Service is the instance
+            self.kubernetes.store.remove("services", f"contract-{instance}")
+        elif self.kubernetes is not None:
+            self.kubernetes.kill(instance)
         elif self.openwhisk is not None:  # there is no instance but the action: its containers come and go
             self.openwhisk.remove(f"contract-{instance}")
         elif self.others:
@@ -129,9 +159,32 @@ class Bench:
         if self.openwhisk is not None:
             assert not self.openwhisk.actions
             await self.openwhisk.close()
+        if self.kubernetes is not None:
+            with contextlib.suppress(TimeoutError):  # what somebody else deleted is cleaned up by the cluster
+                await asyncio.wait_for(self.kubernetes.empty(), 10 if self.kind == "knative" else 0)
+            left = (
+                self.kubernetes.pods(),
+                self.kubernetes.store.all_of("services"),
+                self.kubernetes.replicas("contract"),
+            )
+            await self.kubernetes.close()
+            assert left == ([], [], 0)
 
 
-@pytest.fixture(params=["fake", "local", "local-uvloop", "openwhisk", "static", "static-uvloop"])
+KINDS = (
+    "fake",
+    "local",
+    "local-uvloop",
+    "openwhisk",
+    "static",
+    "static-uvloop",
+    "kubernetes",
+    "kubernetes-uvloop",
+    "knative",
+)
+
+
+@pytest.fixture(params=KINDS)
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Callable[[Bench], Awaitable[None]]], None]:
     """Runs a coroutine function with a bench, and checks that nothing is left."""
 

@@ -288,7 +288,16 @@ def _stages(at: Section) -> Stages | None:
 def changes(old: GatewayConfiguration, new: GatewayConfiguration) -> Changes:
     """What differs, by what it takes to follow."""
     bounds = {"packer", "cost_weight", "balancer", "scaler", "window_s", "slo_ms", "min_instances", "keyless"}
-    platform = ("kind", "start_timeout_s", "stop_grace_s", "openwhisk", "auth_file")
+    platform = (
+        "kind",
+        "start_timeout_s",
+        "stop_grace_s",
+        "openwhisk",
+        "auth_file",
+        "kubernetes",
+        "knative",
+        "manifest",
+    )
     restart = [
         f"{section}.{name}"
         for section, names in (("platform", platform), ("limits", ("connections",)))

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from cloister.adapters.http.origin import parse_origin
 from cloister.adapters.logs import EventLog
-from cloister.base.errors import CloisterError, InvalidInput
+from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import MIB
+from cloister.control.gateway.clusters import make_knative, make_kubernetes, read_knative, read_kubernetes
 from cloister.control.gateway.section import Section, malformed
+from cloister.platforms.knative.settings import KnativeSettings
+from cloister.platforms.kubernetes.settings import KubernetesSettings
 from cloister.platforms.local import LocalPlatform
 from cloister.platforms.openwhisk.settings import NAME, OpenWhiskSettings
 from cloister.platforms.port import Platform
 from cloister.platforms.static.settings import MAX_ADDRESSES, StaticSettings
 
-PLATFORMS: Final = ("local", "openwhisk", "static")
+PLATFORMS: Final = ("local", "openwhisk", "static", "kubernetes", "knative")
 ON_EXIT: Final = ("stop", "leave")
 
 
 @dataclass(frozen=True, slots=True)
 class PlatformSettings:
-    """``[platform]``: how instances are started. ``command`` is for ``local``; ``openwhisk`` and ``static`` for these.
+    """``[platform]``: how instances are started. ``command`` is for ``local``; the others have a table of their own.
 
     :param auth_file: where the key of OpenWhisk's namespace is read from when the driver is made.
+    :param manifest: where the Service of ``knative`` is read from then.
     """
 
     kind: str
@@ -35,6 +39,9 @@ class PlatformSettings:
     openwhisk: OpenWhiskSettings | None = None
     static: StaticSettings | None = None
     auth_file: str = ""
+    kubernetes: KubernetesSettings | None = None
+    knative: KnativeSettings | None = None
+    manifest: str = ""
 
 
 def read_platform(at: Section) -> PlatformSettings:
@@ -46,16 +53,25 @@ def read_platform(at: Section) -> PlatformSettings:
     start_timeout_s = at.number("start_timeout_s", 60.0, 0.1, 3600)
     stop_grace_s = at.number("stop_grace_s", 20.0, 0, 3600)
     on_exit = at.choice("on_exit", ON_EXIT, default="stop")
-    section = at.section("openwhisk")
-    openwhisk, auth_file = None, ""
-    if kind == "openwhisk":
-        openwhisk, auth_file = _openwhisk(section, start_timeout_s, stop_grace_s)
-    section.done()
-    section = at.section("static")
-    static = _static(section) if kind == "static" else None
-    section.done()
+    settings = PlatformSettings(kind, command, start_timeout_s, stop_grace_s, on_exit)
+    tables = {name: at.section(name) for name in PLATFORMS[1:]}
+    match kind:
+        case "openwhisk":
+            openwhisk, auth_file = _openwhisk(tables[kind], start_timeout_s, stop_grace_s)
+            settings = replace(settings, openwhisk=openwhisk, auth_file=auth_file)
+        case "kubernetes":
+            settings = replace(settings, kubernetes=read_kubernetes(tables[kind], start_timeout_s, stop_grace_s))
+        case "knative":
+            knative, manifest = read_knative(tables[kind], start_timeout_s, stop_grace_s)
+            settings = replace(settings, knative=knative, manifest=manifest)
+        case "static":
+            settings = replace(settings, static=_static(tables[kind]))
+        case _:
+            pass
+    for table in tables.values():
+        table.done()
     at.done()
-    return PlatformSettings(kind, command, start_timeout_s, stop_grace_s, on_exit, openwhisk, static, auth_file)
+    return settings
 
 
 def _static(at: Section) -> StaticSettings:
@@ -119,34 +135,50 @@ def make_platform(settings: PlatformSettings, state: Path, log: EventLog) -> Pla
     """The driver, not opened yet.
 
     :param state: of this gateway alone.
-    :raises InvalidInput: ``auth-file-unreadable``, ``tls-certificate``, ``payload-url-malformed``.
+    :raises InvalidInput: ``auth-file-unreadable``, ``tls-certificate``, ``payload-url-malformed``;
+        ``knative-manifest``, ``kubernetes-missing``. :raises Unavailable: ``state-unavailable``.
     """
+    if settings.openwhisk is not None:
+        return _make_openwhisk(settings.openwhisk, settings.auth_file, state, log)
     if settings.static is not None:
-        from cloister.platforms.static.driver import StaticPlatform
+        return _make_static(settings, settings.static, state, log)
+    if settings.kubernetes is not None:
+        _make_folder(state)
+        return make_kubernetes(settings.kubernetes, log)
+    if settings.knative is not None:
+        _make_folder(state)
+        return make_knative(settings.knative, settings.manifest, log)
+    return LocalPlatform(
+        state, settings.command, start_timeout_s=settings.start_timeout_s, stop_grace_s=settings.stop_grace_s
+    )
 
-        return StaticPlatform(
-            state,
-            settings.static,
-            log,
-            start_timeout_s=settings.start_timeout_s,
-            stop_grace_s=settings.stop_grace_s,
-        )
-    if settings.openwhisk is None:
-        return LocalPlatform(
-            state, settings.command, start_timeout_s=settings.start_timeout_s, stop_grace_s=settings.stop_grace_s
-        )
-    from dataclasses import replace
 
+def _make_static(settings: PlatformSettings, static: StaticSettings, state: Path, log: EventLog) -> Platform:
+    from cloister.platforms.static.driver import StaticPlatform
+
+    grace = settings.stop_grace_s
+    return StaticPlatform(state, static, log, start_timeout_s=settings.start_timeout_s, stop_grace_s=grace)
+
+
+def _make_openwhisk(settings: OpenWhiskSettings, auth_file: str, state: Path, log: EventLog) -> Platform:
     from cloister.platforms.openwhisk.driver import OpenWhiskPlatform
 
+    _make_folder(state)
+    try:
+        auth = Path(auth_file).read_text(encoding="ascii").strip()
+    except (OSError, ValueError) as error:
+        raise _unreadable(auth_file) from error
+    if auth.count(":") != 1 or not auth.isprintable():
+        raise _unreadable(auth_file)
+    return OpenWhiskPlatform(replace(settings, auth=auth), log)
+
+
+def _make_folder(state: Path) -> None:
+    """Where nothing but the gateway's address is written: instances are recorded by the platform."""
     try:
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        auth = Path(settings.auth_file).read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        raise _unreadable(settings.auth_file) from error
-    if auth.count(":") != 1 or not auth.isprintable():
-        raise _unreadable(settings.auth_file)
-    return OpenWhiskPlatform(replace(settings.openwhisk, auth=auth), log)
+    except OSError as error:
+        raise Unavailable("state-unavailable", f"cannot use {state}: {error.strerror}") from error
 
 
 def _unreadable(file: str) -> CloisterError:

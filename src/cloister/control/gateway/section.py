@@ -25,6 +25,11 @@ class Section:
         self._table: dict[str, Any] = table
         self._read: set[str] = set()
 
+    @property
+    def name(self) -> str:
+        """From the top, with dots."""
+        return self._name
+
     def section(self, name: str) -> Section:
         """A table below; empty when it is not there."""
         return Section(self._path(name), self._take(name, {}))
