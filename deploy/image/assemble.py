@@ -96,12 +96,13 @@ def install(lib: Path, distributions: tuple[str, ...]) -> None:
 
 
 def copy_cloister(lib: Path, listed: Path) -> None:
-    """The modules of the list."""
-    for module in listed.read_text().splitlines():
-        if module.startswith("#"):
+    """The modules of the list, and the files, which have a path."""
+    for name in listed.read_text().splitlines():
+        if name.startswith("#"):
             continue
-        source = ROOT / "src" / module.replace(".", "/")
-        source = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
+        source = ROOT / "src" / (name if "/" in name else name.replace(".", "/"))
+        if "/" not in name:
+            source = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
         target = lib / source.relative_to(ROOT / "src")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

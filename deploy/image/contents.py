@@ -1,4 +1,4 @@
-"""Which modules are in each image: what its commands import, directly or not, and nothing else.
+"""What of Cloister is in each image: the modules its commands import, directly or not, their data, and nothing else.
 
     python deploy/image/contents.py [--check]
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import grimp
 
 HERE = Path(__file__).parent
+SOURCE = HERE.parents[1] / "src"
 LIST = HERE / "contents.txt"
 CONTROL = HERE / "control.txt"
 ROOTS = {
@@ -39,10 +40,23 @@ def modules(roots: tuple[str, ...]) -> list[str]:
     return sorted(found)
 
 
+def data(module: str) -> list[str]:
+    """Files that a package reads and that are no modules, in its own folder or one below that is no package itself."""
+    folder = SOURCE / module.replace(".", "/")
+    if not folder.is_dir():
+        return []
+    own = [folder, *(below for below in folder.iterdir() if below.is_dir() and not (below / "__init__.py").exists())]
+    found = [path for place in own for path in place.iterdir() if path.is_file()]
+    kept = [path for path in found if path.suffix not in (".py", ".pyc") and path.name != "py.typed"]
+    return sorted(str(path.relative_to(SOURCE)) for path in kept)
+
+
 def text(file: Path) -> str:
-    """What the file should hold."""
-    head = "# Written by deploy/image/contents.py: the modules in the image.\n"
-    return head + "".join(f"{module}\n" for module in modules(ROOTS[file]))
+    """What the file should hold: modules, and files by their paths."""
+    found = modules(ROOTS[file])
+    files = [path for module in found for path in data(module)]
+    head = "# Written by deploy/image/contents.py: what is in the image.\n"
+    return head + "".join(f"{name}\n" for name in [*found, *files])
 
 
 if __name__ == "__main__":

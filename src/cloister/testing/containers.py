@@ -72,7 +72,8 @@ class RunningContainer:
         self.engine = engine
         self.id = identifier
         networks = self.inspect("NetworkSettings")
-        self.ip: str = networks["IPAddress"] or next(iter(networks["Networks"].values()))["IPAddress"]
+        named = [network["IPAddress"] for network in (networks["Networks"] or {}).values()]
+        self.ip: str = networks.get("IPAddress") or next(filter(None, named), "")
 
     @property
     def address(self) -> str:
@@ -92,6 +93,11 @@ class RunningContainer:
         """See the port."""
         done = self.engine.call("logs", self.id)
         return done.stdout, done.stderr
+
+    def restarted(self) -> RunningContainer:
+        """Start it again after it ended; it may have another address then."""
+        self.engine.call("start", self.id)
+        return RunningContainer(self.engine, self.id)
 
     def stop(self) -> int:
         """See the port."""

@@ -53,25 +53,23 @@ class Operator:
             http.close()
         return found
 
-    def starts(self) -> tuple[float, int]:
-        """Seconds from the command to readiness, summed over all starts, and how many there were."""
+    def metrics(self) -> str:
+        """The gateway's metrics, as Prometheus gets them."""
         http = HttpClient(SystemClock())
         try:
-            text = bytes(http.request("GET", self.gateway, "/metrics").checked().body).decode()
+            return bytes(http.request("GET", self.gateway, "/metrics").checked().body).decode()
         finally:
             http.close()
-        found = dict(_START.findall(text))
+
+    def starts(self) -> tuple[float, int]:
+        """Seconds from the command to readiness, summed over all starts, and how many there were."""
+        found = dict(_START.findall(self.metrics()))
         return float(found.get("sum", 0)), int(float(found.get("count", 0)))
 
     def paths(self) -> dict[str, tuple[int, float]]:
         """Cold, warm, hot to the number of requests, and the mean milliseconds from their arrival at the gateway."""
-        http = HttpClient(SystemClock())
-        try:
-            text = bytes(http.request("GET", self.gateway, "/metrics").checked().body).decode()
-        finally:
-            http.close()
         found: dict[str, dict[str, float]] = {"cold": {}, "warm": {}, "hot": {}}
-        for kind, path, value in _PATH.findall(text):
+        for kind, path, value in _PATH.findall(self.metrics()):
             found[path][kind] = float(value)
         return {
             path: (int(values.get("count", 0)), 1000 * values.get("sum", 0.0) / max(1.0, values.get("count", 0.0)))

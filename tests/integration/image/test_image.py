@@ -126,7 +126,6 @@ def cloud(engine: Engine, image: str, tmp_path_factory: pytest.TempPathFactory) 
     beside.run(cloud.platform.open())
     try:
         cloud.start()
-        cloud.store.chmod(0o755)
         yield cloud
     finally:
         cloud.stop()
