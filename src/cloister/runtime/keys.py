@@ -31,6 +31,7 @@ from cloister.wire.provisioning import (
 _RENEW_BEFORE_S: Final = 10.0  # of a session's life left: attest before a call would fail
 # What a KeyService says, unsealed, when it does not know the session: it ended, or another replica answers.
 _GONE: Final = frozenset({"call-refused", "call-epoch-gone", "session-unknown"})
+_UNREACHABLE: Final = "keyservice-unreachable"
 _ATTEMPTS: Final = 3
 _MAX_CHALLENGE: Final = 128
 _MAX_EVIDENCE_FILES: Final = 16
@@ -88,6 +89,8 @@ class RuntimeSession:
                     if error.code in _GONE and attempt < _ATTEMPTS - 1:
                         self._drop(session)
                         continue
+                    if error.code == _UNREACHABLE and not attempt:
+                        continue  # a kept connection may have died; the next call is another one, sealed anew
                     raise _away(error) from error
                 result = open_session_reply(session, call, reply)
             release = Release.read(result)

@@ -57,7 +57,7 @@ class Counts:
 class FakeKeyService:
     """``cloister.adapters.keyservice.Transport`` for tests. Safe for many threads.
 
-    :ivar away: while true, nothing answers.
+    :ivar away: while true, nothing answers. :ivar lost: paths, of each of which the next call is not answered.
     :ivar before_release: called with each release request before it is answered, for example to wait on an event.
     """
 
@@ -69,6 +69,7 @@ class FakeKeyService:
         self.configuration = configure({"rollback_protection": "none"})
         self.counts = Counts()
         self.away = False
+        self.lost: list[str] = []
         self.before_release: Callable[[ReleaseRequest], None] = lambda _request: None
         self._tree = MerkleTree([leaf_hash(b"genesis")])
         self._attester = SimulatedAttester(
@@ -186,6 +187,9 @@ class FakeKeyService:
         """See the port."""
         del limit
         self._reach()
+        if path in self.lost:
+            self.lost.remove(path)
+            raise _unreachable()
         match path:
             case "/v1/status":
                 return calls.sign_status(self.log_key, epoch=self._epoch, nonce=body, head=self.head())
@@ -221,7 +225,7 @@ class FakeKeyService:
 
     def _reach(self) -> None:
         if self.away:
-            raise Unavailable("keyservice-unreachable", "the KeyService does not answer", retry_after=1.0)
+            raise _unreachable()
 
     def _call(self, body: bytes) -> bytes:
         keyservice = calls.keyservice_id(self.log_key.public_key)
@@ -283,3 +287,7 @@ class FakeKeyService:
         if permission is None or permission.denied:
             raise Refused("release-refused", "the keys are not released")
         return replace(permission.release, head=self.head()).fields()
+
+
+def _unreachable() -> Unavailable:
+    return Unavailable("keyservice-unreachable", "the KeyService does not answer", retry_after=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.limits import MIB
 from cloister.testing.rawhttp import RawClient
 
+KEEPALIVE = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
 SAMPLE = bytes(range(256)) * 2352
 
 Scripted = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -145,6 +147,56 @@ def test_only_what_is_safe_is_sent_again(run, client_class, method: str, idempot
                     await call
                 assert count[0] == 1
             await client.close()
+
+    run(scenario())
+
+
+def test_peers_that_are_gone_without_a_word_are_noticed(run, serving) -> None:
+    """The kernel asks: a network that was cut cannot be made here, what is asked of the kernel can be read back."""
+    alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *((socket.IPPROTO_TCP, name) for name in KEEPALIVE)]
+
+    async def scenario() -> None:
+        async with serving(echo) as server:
+            eager = AsyncHttpClient()
+            await eager.request("GET", server.address, "/")
+            (link,) = next(iter(eager._links.values()))
+            found = link._transport.get_extra_info("socket")
+            assert [found.getsockopt(*option) for option in alive] == [1, 5, 2, 3]
+            assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0  # a stream may stand still
+            await eager.close()
+            patient = HttpClient(SystemClock())
+            await asyncio.to_thread(patient.request, "GET", server.address, "/")
+            ((kept,),) = patient._idle.values()
+            assert [kept._sock.getsockopt(*option) for option in alive] == [1, 5, 2, 3]
+            assert kept._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
+            patient.close()
+
+    run(scenario())
+
+
+def test_connections_that_lay_beside_one_that_died_are_not_used(run) -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await both.wait()
+        writer.write(OK)
+        await asyncio.sleep(60)  # silent from here on, as behind a network that was cut
+
+    both = asyncio.Event()
+
+    async def scenario() -> None:
+        async with scripted(once, once, answers(OK)) as (origin, count):
+            client = HttpClient(SystemClock())
+            calls = [asyncio.create_task(asyncio.to_thread(client.request, "GET", origin, "/")) for _ in range(2)]
+            while count[0] < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            both.set()
+            await asyncio.gather(*calls)
+            with pytest.raises(Unavailable) as caught:
+                await asyncio.to_thread(client.request, "GET", origin, "/", deadline_s=0.2)
+            assert caught.value.code == "deadline-exceeded"
+            assert (await asyncio.to_thread(client.request, "GET", origin, "/", deadline_s=5.0)).body == b"ok"
+            assert count[0] == 3
+            client.close()
 
     run(scenario())
 

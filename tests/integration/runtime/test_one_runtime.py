@@ -146,6 +146,22 @@ def test_a_second_version_and_a_second_model_are_served_beside_the_first() -> No
     bench.run(scenario)
 
 
+def test_a_release_that_is_lost_on_a_dead_connection_is_asked_for_once_more() -> None:
+    bench, user = bench_with_matrix()
+
+    async def scenario() -> None:
+        bench.keyservice.lost.append("/v1/session")
+        np.testing.assert_allclose((await bench.infer(user, {"x": X}))["y"], X @ MATRIX, rtol=1e-4)
+        assert bench.keyservice.counts.releases == 1
+        bench.runtime.forget()
+        bench.keyservice.lost.extend(["/v1/session"] * 2)
+        with pytest.raises(CloisterError) as caught:
+            await bench.infer(user, {"x": X})
+        assert caught.value.code == "keyservice-unavailable"
+
+    bench.run(scenario)
+
+
 def test_the_keyservice_or_the_store_away_is_503_and_heals() -> None:
     bench, user = bench_with_matrix()
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
+from cloister.adapters.http.alive import notice_death
 from cloister.adapters.http.answer import (
     Answer,
     NoAnswerError,
@@ -216,11 +217,13 @@ class HttpClient:
                 answer = self._exchange(connection, place, method, [head, *buffers])
             except NoAnswerError as error:
                 connection.close()
+                self._close_idle(place)
                 if fresh or not (reused and (safe or not error.sent)):
                     raise no_answer(place) from error
                 fresh = True
             except BaseException:
                 connection.close()
+                self._close_idle(place)
                 raise
             else:
                 return BlockingAnswer(self, place, connection, answer)
@@ -287,6 +290,13 @@ class HttpClient:
         connection.until = until
         return connection
 
+    def _close_idle(self, origin: Origin) -> None:
+        """What one connection died of, those that lie idle beside it may have died of too."""
+        with self._lock:
+            idle = self._idle.pop(origin, [])
+        for connection in idle:
+            connection.close()
+
     def _left(self, until: float) -> float:
         left = until - self._clock.monotonic()
         if left <= 0:
@@ -308,6 +318,7 @@ class HttpClient:
         sock = socket.create_connection(place, self._left(until))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            notice_death(sock, streams=False)
             if proxy is not None:
                 sock.settimeout(self._left(until))
                 sock.sendall(proxy.connect_request(origin))

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import cast
 
+from cloister.adapters.http.alive import notice_death
 from cloister.adapters.http.answer import NoAnswerError, bad_answer, split_head, truncated
 from cloister.adapters.http.body import Body
 from cloister.adapters.http.buffers import BufferPool
@@ -63,8 +64,11 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._out = Outlet(self._transport)
+        sock = self._transport.get_extra_info("socket")
         if self.origin.scheme == "unix":  # TCP sizes its own
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        elif sock is not None:  # there is none below a transport in memory
+            notice_death(sock, streams=True)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # the transport's guess; we know better
         if self._body is not None and not self._pending:
