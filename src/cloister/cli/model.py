@@ -1,9 +1,9 @@
 """Pack, publish, list, rotate and retire models, as their owner.
 
 cloister model pack FILE.onnx --name NAME [--out FOLDER]     optimise and encrypt; the key stays in your keyring
-cloister model publish FOLDER                                put it into the store, its key into the KeyService
+cloister model publish FOLDER [--store URL|DIR]              put it into the store, its key into the KeyService
 cloister model list                                          your models, and those you may use
-cloister model rotate NAME --source FILE.onnx                the same version under a fresh key
+cloister model rotate NAME --source FILE.onnx [--store ...]  the same version under a fresh key
 cloister model retire NAME [--manifest DIGEST]               no release any more
 """
 
@@ -39,6 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="pack: the folder to make (default: NAME-vN.packed)")
     parser.add_argument("--plain", action="store_true", help="pack: leave out the variant tuned for this CPU")
     parser.add_argument("--source", type=Path, help="rotate: the model file")
+    parser.add_argument(
+        "--store",
+        metavar="URL|DIR",
+        help="publish, rotate: a folder, s3://, gs:// or az:// (default: the profile's)",
+    )
     parser.add_argument("--manifest", help="retire: only this manifest (64 hexadecimal digits)")
     add_owner_option(parser)
     add_account_options(parser)
@@ -88,7 +93,7 @@ def _pack(args: argparse.Namespace, out: Output) -> int:
 
 def _publish(args: argparse.Namespace, out: Output, client: Client) -> int:
     with progress_bars(out) as progress:
-        acknowledged = client.publish(Path(args.subject), progress=progress)
+        acknowledged = client.publish(Path(args.subject), store=args.store, progress=progress)
     out.result(
         {"published": args.subject, "entry": acknowledged["entry"]}, f"published; log entry {acknowledged['entry']}"
     )
@@ -112,7 +117,7 @@ def _rotate(args: argparse.Namespace, out: Output, client: Client) -> int:
     if args.source is None:
         raise InvalidInput("source-missing", "rotating encrypts the model anew", hint="Name its file with --source.")
     with progress_bars(out) as progress:
-        acknowledged = client.rotate_model_key(args.subject, args.source, progress=progress)
+        acknowledged = client.rotate_model_key(args.subject, args.source, store=args.store, progress=progress)
     out.result({"model": args.subject, "entry": acknowledged["entry"]}, f"rotated; log entry {acknowledged['entry']}")
     return 0
 

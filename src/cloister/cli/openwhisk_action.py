@@ -5,8 +5,8 @@
 It takes no options of a runtime: those are the action's init parameters, named like the options of `cloister runtime`
 (CLOISTER_KEYSERVICE for --keyservice, CLOISTER_BUNDLE_ROOT for --bundle-root, ...; `true` for an option without a
 value). Where an option takes a file, `base64:...` is its content. CLOISTER_MAX_RESULT says how many bytes the platform
-carries, CLOISTER_PAYLOADS names the store for larger bodies. Variables of the process's own environment count where
-/init brings none.
+carries, CLOISTER_PAYLOADS names the store for larger bodies. What begins with AWS_, GOOGLE_ or AZURE_ is for an object
+store's client. Variables of the process's own environment count where /init brings none.
 docs/how-to/openwhisk.md goes through all of it.
 """
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "CLOISTER_"
 PAYLOADS: Final = "CLOISTER_PAYLOADS"
 RESULT_LIMIT: Final = "CLOISTER_MAX_RESULT"
+STORE_PREFIXES: Final = ("AWS_", "GOOGLE_", "AZURE_")
 INLINE: Final = "base64:"
 DEFAULT_LISTEN: Final = "0.0.0.0:8080"  # where the platform looks for it
 _NOT_HERE: Final = frozenset({"listen", "drain", "show"})
@@ -105,6 +106,8 @@ def compose(environment: Mapping[str, str], clock: Clock) -> Setting:
     from cloister.runtime.openwhisk.protocol import MAX_RESULT
 
     args = options(environment)
+    # The object stores' client reads its credentials from the process's environment and nowhere else.
+    os.environ.update({name: text for name, text in environment.items() if name.startswith(STORE_PREFIXES)})
     limit = environment.get(RESULT_LIMIT, str(MAX_RESULT))
     if not limit.isascii() or not limit.isdigit() or not 1024 <= int(limit) <= 1 << 30:
         raise InvalidInput("argument", f"{RESULT_LIMIT} is {limit[:20]!r}; bytes, 1024 to 1073741824, are accepted")

@@ -39,7 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a folder, a bundle file, a PCCS's address or `vendors`; default: what the KeyService sends along",
     )
-    parser.add_argument("--store", metavar="URL|DIR", help="where encrypted models are")
+    parser.add_argument(
+        "--store",
+        metavar="URL|DIR",
+        help="a folder, http(s)://, s3://, gs:// or az://: where encrypted models are",
+    )
     parser.add_argument(
         "--listen",
         metavar="HOST:PORT|unix:PATH",

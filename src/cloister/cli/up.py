@@ -1,6 +1,6 @@
 """Run a whole Cloister on this machine, for a trial: KeyService, gateway, and runtimes started on demand.
 
-  cloister up [--state FOLDER] [--witnesses N]
+  cloister up [--state FOLDER] [--store URL] [--witnesses N]
 
 It runs in a **simulated TEE, which protects nothing**: insecure-simulation stands in every verdict, log line and
 response. Everything lies in one folder; stop it with Ctrl-C, start it again with the same command.
@@ -22,6 +22,9 @@ from cloister.testing.local_cloud import LocalCloud
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("--state", type=Path, default=Path("cloister-state"), help="default: ./cloister-state")
+    parser.add_argument(
+        "--store", default="", metavar="URL", help="of encrypted models: s3://, gs:// or az:// (default: in the folder)"
+    )
     parser.add_argument("--keyservice", default="127.0.0.1:7400", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument("--gateway", default="127.0.0.1:7401", metavar="HOST:PORT", help="default: %(default)s")
     parser.add_argument("--isolation", choices=[level.value for level in Isolation], default=Isolation.SHARED.value)
@@ -45,6 +48,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         args.state,
         keyservice_listen=args.keyservice,
         gateway_listen=args.gateway,
+        store_url=args.store,
         isolation=Isolation(args.isolation),
         concurrency=args.concurrency,
         memory_mb=args.memory_mb,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cloister.adapters.modelstore.directory import DirectoryStore
+from cloister.adapters.clock import SystemClock
+from cloister.adapters.modelstore.opened import open_for_publishing
 from cloister.adapters.modelstore.port import Place
 from cloister.attest.policy import Policy
 from cloister.base.errors import InvalidInput
@@ -76,30 +78,33 @@ class Ownership:
             progress=progress,
         )
 
-    def publish(self, folder: Path, *, progress: Progress = quiet) -> dict[str, Any]:
-        """Put a packing into the store and its key into the KeyService.
+    def publish(self, folder: Path, *, store: str | None = None, progress: Progress = quiet) -> dict[str, Any]:
+        """Put a packing into the store and its key into the KeyService. Interrupted, it may be said again.
 
+        :param store: instead of the profile's: a directory, or ``s3://``, ``gs://``, ``az://``.
         :returns: the acknowledgement.
-        :raises InvalidInput: ``model-other-owner``, ``model-key-unknown`` and the codes of packings.
+        :raises InvalidInput: ``model-other-owner``, ``model-key-unknown`` and the codes of packings and stores.
         :raises CloisterError: whatever the KeyService answered; the packing then lies in the store, unused.
         """
         packing, key = self._own_packing(folder)
         check_packing(packing, progress)
-        self._upload(packing, progress)
+        self._upload(packing, store, progress)
         manifest = packing.manifest
         body = PublishModel(manifest.model.name, manifest.version, packing.digest, key_commitment(key))
         return self.account.say(body, (key,), subject=self.owner)
 
-    def rotate_model_key(self, name: str, source: Path, *, progress: Progress = quiet) -> dict[str, Any]:
+    def rotate_model_key(
+        self, name: str, source: Path, *, store: str | None = None, progress: Progress = quiet
+    ) -> dict[str, Any]:
         """Encrypt the newest version anew under a fresh key; the old manifest is retired.
 
-        :param source: the model file, as it was packed before.
+        :param source: the model file, as it was packed before. :param store: as in :meth:`publish`.
         """
         newest = self._newest(name)
         with tempfile.TemporaryDirectory(prefix="cloister-") as temporary:
             folder = Path(temporary) / "packing"
             packing = self.pack(source, folder, name=name, version=newest.version, progress=progress)
-            self._upload(packing, progress)
+            self._upload(packing, store, progress)
             packing, key = self._own_packing(folder)
             body = RotateModelKey(name, newest.version, packing.digest, key_commitment(key))
             return self.account.say(body, (key,), subject=self.owner)
@@ -149,17 +154,34 @@ class Ownership:
             hint="Pack it again, or publish from the machine where it was packed.",
         )
 
-    def _upload(self, packing: Packing, progress: Progress) -> None:
-        """Files first, the manifest last; whole or not at all."""
-        store = DirectoryStore(Path(self.profile.store))
+    def _upload(self, packing: Packing, where: str | None, progress: Progress) -> None:
+        """Files first, then the manifest, the hint last; each whole or not at all."""
+        store = open_for_publishing(where or self.profile.store, SystemClock())
         place = Place(packing.manifest.model, packing.digest)
         done, total = 0, packing.manifest.stored_size
-        for name in (*(entry.name for entry in packing.manifest.files), MANIFEST_NAME):
-            with (packing.folder / name).open("rb") as stream:
-                store.write(place, name, iter(lambda stream=stream: stream.read(_PART), b""))  # type: ignore[misc]
-            done = min(total, done + (packing.folder / name).stat().st_size)
+
+        def told(count: int) -> None:
+            nonlocal done
+            done = min(total, done + count)
             progress("upload", done, total)
+
+        for name in (*(entry.name for entry in packing.manifest.files), MANIFEST_NAME):
+            store.write(place, name, _parts(packing.folder / name, told))
         store.point(place)
+
+
+def _parts(path: Path, told: Callable[[int], None]) -> Iterator[bytes]:
+    """A file piece by piece.
+
+    :raises InvalidInput: ``file-unreadable``.
+    """
+    try:
+        with path.open("rb") as stream:
+            while part := stream.read(_PART):
+                yield part
+                told(len(part))
+    except OSError as error:
+        raise InvalidInput("file-unreadable", f"cannot read {path}: {error.strerror}") from error
 
 
 def pack_own(

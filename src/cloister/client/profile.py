@@ -2,7 +2,7 @@
 
 keyservice = "http://127.0.0.1:7400"
 gateway = "http://127.0.0.1:7401"
-store = "/var/lib/cloister/store"       # where packed models are put: a directory
+store = "/var/lib/cloister/store"       # where packed models are put: a directory, s3://, gs:// or az://
 bundle = "bundle.cbor"                  # path, from this file's folder
 bundle_root = "<64 hex digits>"         # the pinned key that signs trust bundles
 bundle_version = 1                      # the least version to accept; grows by itself

@@ -28,7 +28,6 @@ MAX_DESCRIPTION: Final = 4 * MAX_MANIFEST  # index and sizes, and their padding
 MAX_ARRIVALS: Final = 16  # models of which something may lie here unasked
 MAX_RUNNING: Final = 2  # being fetched at once: strangers can name any model
 KEEP_S: Final = 30.0  # for keys to come; what is kept for good is exempt
-READERS: Final = 4  # a model: enough to hide a store's latency
 
 
 class Room(Protocol):
@@ -64,15 +63,15 @@ class Arrival:
         """Whether nothing of it is being fetched."""
         return self._done.is_set()
 
-    def read(self, reading: Reading, readers: Executor) -> bool:
-        """Fetch, with the help of other threads; whether everything came."""
+    def read(self, reading: Reading, readers: Executor, helping: int) -> bool:
+        """Fetch, with the help of so many other threads; whether everything came."""
         with self._lock:
             if self._stopped:
                 return False
             self._reading = reading
         helpers = []
         with suppress(RuntimeError):  # shutting down
-            helpers = [readers.submit(reading.run) for _ in range(READERS - 1)]
+            helpers = [readers.submit(reading.run) for _ in range(helping)]
         reading.run()
         wait([helper for helper in helpers if not helper.cancel()])
         return reading.failed is None and not self._stopped
@@ -204,4 +203,5 @@ class Ahead:
         arrival.reserved = total
         files = {entry.name: IncomingFile(entry, self._pool.take(entry.size)) for entry in entries}
         arrival.files = files
-        return arrival.read(Reading(self._store, place, files.values()), self._readers)
+        helping = min(self._store.parallel, sum(entry.chunks for entry in entries)) - 1
+        return arrival.read(Reading(self._store, place, files.values()), self._readers, helping)

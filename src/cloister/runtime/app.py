@@ -16,9 +16,7 @@ from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.server import HttpServer
 from cloister.adapters.keyservice import HttpTransport, KeyServiceLink, VolatileHeads
 from cloister.adapters.logs import EventLog
-from cloister.adapters.modelstore.directory import DirectoryStore
-from cloister.adapters.modelstore.port import ModelStore
-from cloister.adapters.modelstore.ranged import HttpStore
+from cloister.adapters.modelstore.opened import open_store
 from cloister.attest.bundle import TrustBundle, open_bundle
 from cloister.attest.types import Attester, CollateralSource
 from cloister.base.clock import Clock
@@ -81,13 +79,6 @@ def read_bundle(path: Path, options: RuntimeOptions, clock: Clock) -> TrustBundl
     except OSError as error:
         raise InvalidInput("bundle-unreadable", f"cannot read the trust bundle {path}: {error.strerror}") from error
     return open_bundle(data, options.bundle_root, options.bundle_version, clock.now())
-
-
-def open_store(where: str, client: HttpClient) -> ModelStore:
-    """A model store at a URL or in a directory."""
-    if where.startswith(("http://", "https://")):
-        return HttpStore(client, where)
-    return DirectoryStore(Path(where))
 
 
 def simulated(key_file: Path, options: RuntimeOptions, clock: Clock) -> tuple[Attester, RuntimeIdentity]:
@@ -154,8 +145,8 @@ def compose(
 ) -> Runtime:
     """A runtime over real adapters.
 
-    :param keyservice: its address. :param store: URL or directory.
-    :raises CloisterError: as :func:`read_bundle`, and for a malformed address.
+    :param keyservice: its address. :param store: URL or directory, as ``adapters.modelstore.opened`` knows them.
+    :raises CloisterError: as :func:`read_bundle` and ``open_store``, and for a malformed address.
     """
     trusted = read_bundle(bundle, options, clock)
     client = HttpClient(clock)
@@ -171,7 +162,7 @@ def compose(
         link=link,
         attester=attester,
         identity=identity,
-        store=open_store(store, client),
+        store=open_store(store, client, clock),
         clock=clock,
         log=log,
         bundle_digest=trusted.digest,

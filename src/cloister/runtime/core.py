@@ -40,7 +40,7 @@ from cloister.runtime.stages import Stage, StageMetrics, Timings
 from cloister.runtime.streams import Streams
 
 _COLD_THREADS: Final = 16  # calls to the KeyService and loads at once; they wait more than they compute
-_READER_THREADS: Final = 8
+_READER_THREADS: Final = 8  # at least; a store that is far away wants more
 _KEEP_IDLE_S: Final = 10  # seconds without a load until the pool of weights is given back
 _LEAST_WORKING_MEMORY: Final = 256 * MIB  # of all requests together; as much as models may take, if that is more
 _IDLE_WEIGHTS: Final = 4  # of the budget, this part may lie idle in the pool: touched, wiped, ready for the next model
@@ -73,7 +73,7 @@ class Runtime:
         self.registry = Registry()
         self.metrics = StageMetrics(self.registry)
         self._cold = ThreadPoolExecutor(_COLD_THREADS, thread_name_prefix="cold")
-        self._readers = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="read")
+        self._readers = ThreadPoolExecutor(max(_READER_THREADS, ports.store.parallel), thread_name_prefix="read")
         clock = ports.clock
         self.session = RuntimeSession(
             ports.link,

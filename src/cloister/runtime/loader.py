@@ -22,7 +22,7 @@ from cloister.engines.buffers import BufferPool
 from cloister.engines.cpu import Cpu
 from cloister.engines.package import Package
 from cloister.engines.port import Session
-from cloister.runtime.ahead import MAX_DESCRIPTION, READERS, Ahead, Arrival
+from cloister.runtime.ahead import MAX_DESCRIPTION, Ahead, Arrival
 from cloister.runtime.chunks import IncomingFile, Reading, other_root
 from cloister.runtime.loaded import LoadedModel, Plan, memory_of
 from cloister.runtime.stages import Stage, Timings
@@ -152,7 +152,7 @@ class Loader:
     ) -> None:
         work = Reading(self._store, place, files.values(), ciphers)
         started = perf_counter()
-        helpers = min(READERS, sum(file.entry.chunks for file in files.values())) - 1
+        helpers = min(self._store.parallel, sum(file.entry.chunks for file in files.values())) - 1
         running = [self._readers.submit(work.run) for _ in range(helpers)]
         work.run()
         for other in running:

@@ -57,6 +57,7 @@ class LocalCloud:
     :param instances: how many runtimes at most. :param keep_alive_s: an idle one is stopped after this.
     :param witnesses: how many witnesses, of which more than half must co-sign; ``None``: as many as the folder has.
     :param keyservice_settings: further settings of the KeyService, all of them measured.
+    :param store_url: of a model store elsewhere, instead of the folder's.
     :param keyservice_address: what clients and runtimes use instead of the real one (a wiretap).
     """
 
@@ -71,6 +72,7 @@ class LocalCloud:
     packer: str = "adaptive"
     witnesses: int | None = None
     keyservice_address: str = ""
+    store_url: str = ""
     keyservice_settings: Mapping[str, int] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _ports: dict[str, str] = field(default_factory=dict)
@@ -84,8 +86,13 @@ class LocalCloud:
 
     @property
     def store(self) -> Path:
-        """Encrypted models."""
+        """Encrypted models, unless they lie elsewhere."""
         return self.folder / "store"
+
+    @property
+    def store_name(self) -> str:
+        """What services and clients are told of the model store."""
+        return self.store_url or str(self.store.resolve())
 
     @property
     def policy_file(self) -> Path:
@@ -269,7 +276,7 @@ class LocalCloud:
             home=self.home,
             keyservice=keyservice,
             gateway=gateway,
-            store=str(self.store.resolve()),
+            store=self.store_name,
             bundle=str((self.folder / "bundle.cbor").resolve()),
             bundle_root=self.root.public_key,
         )
@@ -284,7 +291,7 @@ class LocalCloud:
             *("--keyservice", keyservice),
             *("--bundle", str((self.folder / "bundle.cbor").resolve())),
             *("--bundle-root", options.bundle_root.hex()),
-            *("--store", str(self.store.resolve())),
+            *("--store", self.store_name),
             *("--simulation-key", str((self.folder / "simulation.key").resolve())),
             *("--isolation", options.isolation.value),
             *("--concurrency", str(options.concurrency)),
@@ -338,7 +345,7 @@ class LocalCloud:
                 f"command = [{command}]",
                 "",
                 "[store]",
-                f"url = {json.dumps(str(self.store.resolve()))}",
+                f"url = {json.dumps(self.store_name)}",
                 "",
                 "[pool]",
                 f'packer = "{self.packer}"',

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
+from cloister.adapters.modelstore import failures
 from cloister.adapters.modelstore.port import Place
-from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.ids import ModelId
 
 
@@ -16,6 +17,8 @@ class MemoryStore:
     :ivar reads: how many bytes were read.
     """
 
+    parallel: Final = 4
+
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.hints: dict[ModelId, Place] = {}
@@ -24,7 +27,9 @@ class MemoryStore:
 
     def write(self, place: Place, name: str, parts: Iterable[bytes]) -> None:
         """Store one file."""
-        self.files[place.path(name)] = b"".join(parts)
+        data = b"".join(parts)
+        if self.files.setdefault(place.path(name), data) != data:
+            raise failures.conflict(place.model, name)
 
     def point(self, place: Place) -> None:
         """Let the hint name this packing."""
@@ -34,7 +39,7 @@ class MemoryStore:
         """See the port."""
         data = self._file(place, name)
         if len(data) > limit:
-            raise InvalidInput("model-file-too-long", f"the model's file {name!r} has more than {limit} bytes")
+            raise failures.too_long(name, limit)
         self.reads += len(data)
         return data
 
@@ -42,20 +47,20 @@ class MemoryStore:
         """See the port."""
         part = self._file(place, name)[offset : offset + out.nbytes]
         if len(part) != out.nbytes:
-            raise InvalidInput("model-file-short", f"the model's file {name!r} ends before its last chunk")
+            raise failures.too_short(name)
         out[:] = part
         self.reads += len(part)
 
     def latest(self, model: ModelId) -> Place | None:
         """See the port."""
         if self.away:
-            raise Unavailable("store-unavailable", "the model store does not answer", retry_after=1.0)
+            raise failures.unavailable("does not answer")
         return self.hints.get(model)
 
     def _file(self, place: Place, name: str) -> bytes:
         if self.away:
-            raise Unavailable("store-unavailable", "the model store does not answer", retry_after=1.0)
+            raise failures.unavailable("does not answer")
         data = self.files.get(place.path(name))
         if data is None:
-            raise Unavailable("model-not-found", f"the model store has no {name!r} of {place.model.name!r} as released")
+            raise failures.not_found(place.model, name)
         return data

@@ -1,9 +1,7 @@
-"""What every model store promises: the one in memory, a directory, and HTTP."""
+"""What every model store promises: the one in memory, a directory, HTTP, S3, Google's and Azure's."""
 
 from __future__ import annotations
 
-import asyncio
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,71 +11,24 @@ import pytest
 
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
-from cloister.adapters.http.message import Request, Response
-from cloister.adapters.http.server import HttpServer
 from cloister.adapters.modelstore.directory import DirectoryStore
+from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import ModelStore, Place
 from cloister.adapters.modelstore.ranged import HttpStore
-from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.ids import ModelId
-from cloister.testing.logs import MemoryLog
-from cloister.testing.modelstore import MemoryStore
 
+pytestmark = pytest.mark.xdist_group("stores")  # one server for all
 PLACE = Place(ModelId(b"o" * 32, "some-model"), b"d" * 32)
 CONTENT = bytes(range(256)) * 20
 
 
-class FileServer:
-    """A stock file server with ranges, in a thread of its own."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._ready = threading.Event()
-        self.address = ""
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
-        self._thread.start()
-        assert self._ready.wait(10)
-
-    async def _app(self, request: Request) -> Response:
-        path = self._root / request.path.lstrip("/")
-        if not path.is_file():
-            return Response(404)
-        data = path.read_bytes()
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range"))
-        if match is None:
-            return Response(200, (), data)
-        first, last = int(match[1]), min(int(match[2]), len(data) - 1)
-        if first > last:
-            return Response(416)
-        return Response(206, [("content-range", f"bytes {first}-{last}/{len(data)}")], data[first : last + 1])
-
-    async def _serve(self) -> None:
-        self._stop = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        server = HttpServer(self._app, log=MemoryLog())
-        await server.start()
-        self.address = server.address
-        self._ready.set()
-        await self._stop.wait()
-        await server.close()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-
-
-@pytest.fixture(params=["memory", "directory", "http"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelStore]:
-    writable: Any = MemoryStore() if request.param == "memory" else DirectoryStore(tmp_path / "prefix")
+@pytest.fixture
+def store(pair: tuple[Any, ModelStore]) -> ModelStore:
+    writable, store = pair
     writable.write(PLACE, "weights.bin", [CONTENT[:1000], CONTENT[1000:]])
     writable.point(PLACE)
-    if request.param != "http":
-        yield writable
-        return
-    server, client = FileServer(tmp_path), HttpClient(SystemClock())
-    yield HttpStore(client, server.address + "/prefix")
-    client.close()
-    server.close()
+    return store
 
 
 def test_ranges_and_whole_files(store: ModelStore) -> None:
@@ -96,10 +47,11 @@ def test_the_hint(store: ModelStore) -> None:
 def test_what_is_not_there_or_ends_early(store: ModelStore) -> None:
     with pytest.raises(Unavailable, match="model-not-found"):
         store.read(PLACE, "manifest", limit=10)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="model-not-found"):
         store.read_into(PLACE, "manifest", 0, memoryview(bytearray(1)))
-    with pytest.raises((InvalidInput, Unavailable)):
-        store.read_into(PLACE, "weights.bin", len(CONTENT) - 1, memoryview(bytearray(2)))
+    for offset in (len(CONTENT) - 1, len(CONTENT), 10 * len(CONTENT)):
+        with pytest.raises(InvalidInput, match="model-file-short"):
+            store.read_into(PLACE, "weights.bin", offset, memoryview(bytearray(2)))
     with pytest.raises(InvalidInput, match="model-file-too-long"):
         store.read(PLACE, "weights.bin", limit=len(CONTENT) - 1)
 
@@ -135,6 +87,36 @@ def test_many_threads_read_at_once(store: ModelStore) -> None:
     assert not failed
 
 
+def test_what_is_published_is_never_overwritten(pair: tuple[Any, ModelStore]) -> None:
+    writable, store = pair
+    large = bytes(range(251)) * 40_000  # more than one part of an upload
+    for name, content in (("manifest", CONTENT), ("weights.bin", large)):
+        for _ in range(2):  # said again, after an interruption
+            writable.write(PLACE, name, (content[at : at + 999_999] for at in range(0, len(content), 999_999)))
+        for other in (content[:-1], content + b"x", b"y" + content[1:], b""):
+            with pytest.raises(Refused, match="store-conflict"):
+                writable.write(PLACE, name, [other])
+        assert store.read(PLACE, name, limit=len(content)) == content
+    other = Place(PLACE.model, b"e" * 32)
+    for place in (PLACE, other):
+        writable.point(place)
+        assert store.latest(PLACE.model) == place
+
+
+def test_an_upload_that_breaks_leaves_nothing(pair: tuple[Any, ModelStore]) -> None:
+    writable, store = pair
+
+    def parts() -> Iterator[bytes]:
+        for _ in range(20):
+            yield bytes(1 << 20)
+        raise InvalidInput("file-unreadable", "the disk is gone")
+
+    with pytest.raises(InvalidInput, match="file-unreadable"):
+        writable.write(PLACE, "weights.bin", parts())
+    with pytest.raises(Unavailable, match="model-not-found"):
+        store.read(PLACE, "weights.bin", limit=1 << 30)
+
+
 def test_a_hint_that_is_none(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     folder = tmp_path / str(PLACE.model)
@@ -158,4 +140,4 @@ def test_a_link_out_of_the_store_is_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["ftp://x/y", "http://", "http://host/a?b", "https:///a", "http://host/a#b"])
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(InvalidInput):
-        HttpStore(HttpClient(SystemClock()), url)
+        HttpStore(HttpClient(SystemClock()), url, Patience(SystemClock()))

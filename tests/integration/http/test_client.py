@@ -373,30 +373,6 @@ def test_threads_share_the_blocking_client(run, serving) -> None:
     run(scenario())
 
 
-def test_ranges_are_read_into_place(run, serving) -> None:
-    async def app(request: Request) -> Response:
-        first, last = (int(part) for part in request.headers.get("range").removeprefix("bytes=").split("-"))
-        if request.path == "/liar":
-            return Response(206, [("content-range", f"bytes 0-{last}/{len(SAMPLE)}")], SAMPLE[: last + 1])
-        if request.path == "/missing":
-            raise Refused("not-found", "no such file")
-        return Response(206, [("content-range", f"bytes {first}-{last}/{len(SAMPLE)}")], SAMPLE[first : last + 1])
-
-    async def scenario() -> None:
-        async with serving(app) as server:
-            client = HttpClient(SystemClock())
-            area = memoryview(bytearray(300_000))
-            assert await asyncio.to_thread(client.read_range, server.address, "/m", 1000, area) == len(SAMPLE)
-            assert area == SAMPLE[1000:301_000]
-            with pytest.raises(Unavailable, match="bad-gateway-answer"):
-                await asyncio.to_thread(client.read_range, server.address, "/liar", 5, area)
-            with pytest.raises(Refused, match="not-found"):
-                await asyncio.to_thread(client.read_range, server.address, "/missing", 5, area)
-            client.close()
-
-    run(scenario())
-
-
 def test_forwarding_streams_both_ways_without_holding_bodies(run, serving) -> None:
     async def back(request: Request) -> Response:
         if request.path == "/echo":

@@ -158,37 +158,6 @@ class HttpClient:
         ) as answer:
             return Answer(answer.status, answer.headers, answer.read(limit))
 
-    def read_range(
-        self,
-        origin: str,
-        target: str,
-        offset: int,
-        into: memoryview,
-        *,
-        headers: Iterable[tuple[str, str]] = (),
-        deadline_s: float | None = None,
-    ) -> int:
-        """Fill ``into`` with a file's bytes from ``offset`` on, from the socket; returns the file's whole size.
-
-        :raises Unavailable: ``bad-gateway-answer`` unless exactly this range comes; as :meth:`request`.
-        :raises CloisterError: the error that the other side tells of.
-        """
-        last = offset + len(into) - 1
-        wanted = [*headers, ("range", f"bytes={offset}-{last}")]
-        with self.open("GET", origin, target, headers=wanted, deadline_s=deadline_s) as answer:
-            if answer.status >= 400:
-                Answer(answer.status, answer.headers, answer.read(SCRATCH)).checked()
-            unit, _, total = answer.headers.get("content-range").partition("/")
-            if answer.status != 206 or unit != f"bytes {offset}-{last}" or not total.isascii() or not total.isdigit():
-                raise Unavailable("bad-gateway-answer", f"{origin} does not answer with the range asked for")
-            filled = 0
-            while filled < len(into):
-                count = answer.readinto(into[filled:])
-                if count == 0:
-                    raise truncated(parse_origin(origin))
-                filled += count
-            return int(total)
-
     def open(
         self,
         method: str,

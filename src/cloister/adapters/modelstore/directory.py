@@ -9,15 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from cloister.adapters.modelstore import failures
 from cloister.adapters.modelstore.port import Place, latest_path, read_hint
-from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.errors import Unavailable
 from cloister.base.ids import ModelId
 
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class DirectoryStore:
-    """``ModelStore`` below ``root``. Writing is for publishers; a runtime needs reading only."""
+    """``PublishingStore`` below ``root``."""
+
+    parallel: Final = 4
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -36,7 +39,7 @@ class DirectoryStore:
         finally:
             os.close(descriptor)
         if not left:
-            raise InvalidInput("model-file-too-long", f"the model's file {name!r} has more than {limit} bytes")
+            raise failures.too_long(name, limit)
         return b"".join(parts)
 
     def read_into(self, place: Place, name: str, offset: int, out: memoryview) -> None:
@@ -47,7 +50,7 @@ class DirectoryStore:
             while done < out.nbytes:
                 count = os.preadv(descriptor, [out[done:]], offset + done)
                 if not count:
-                    raise InvalidInput("model-file-short", f"the model's file {name!r} ends before its last chunk")
+                    raise failures.too_short(name)
                 done += count
         except OSError as error:
             raise _unavailable(error) from error
@@ -70,15 +73,25 @@ class DirectoryStore:
             os.close(descriptor)
 
     def write(self, place: Place, name: str, parts: Iterable[bytes]) -> None:
-        """Store one file; it appears whole or not at all, and a published file is never changed.
-
-        :raises Unavailable: ``store-unavailable``.
-        """
-        self._replace(self._root / place.path(name), parts)
+        """See the port."""
+        target = self._root / place.path(name)
+        if target.exists():
+            self._compare(target, place.model, parts)
+        else:
+            self._replace(target, parts)
 
     def point(self, place: Place) -> None:
-        """Let ``latest`` name this packing; after all of its files were written."""
+        """See the port."""
         self._replace(self._root / latest_path(place.model), [place.digest.hex().encode()])
+
+    def _compare(self, target: Path, model: ModelId, parts: Iterable[bytes]) -> None:
+        try:
+            with target.open("rb") as file:
+                same = all(file.read(len(part)) == part for part in parts) and not file.read(1)
+        except OSError as error:
+            raise _unavailable(error) from error
+        if not same:
+            raise failures.conflict(model, target.name)
 
     def _replace(self, target: Path, parts: Iterable[bytes]) -> None:
         temporary = target.with_name(f".{secrets.token_hex(8)}")
@@ -100,9 +113,7 @@ class DirectoryStore:
         try:
             return os.open(self._root / path, _FLAGS)
         except FileNotFoundError as error:
-            raise Unavailable(
-                "model-not-found", f"the model store has no {path.rpartition('/')[2]!r} of {model.name!r} as released"
-            ) from error
+            raise failures.not_found(model, path.rpartition("/")[2]) from error
         except OSError as error:
             raise _unavailable(error) from error
 

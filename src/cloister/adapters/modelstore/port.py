@@ -10,6 +10,7 @@ directory. ``latest`` only lets a runtime begin to fetch before its keys are the
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -52,24 +53,44 @@ def read_hint(model: ModelId, text: bytes) -> Place | None:
 
 
 class ModelStore(Protocol):
-    """Port. Real: ``directory.DirectoryStore``, ``ranged.HttpStore``. Fake: ``cloister.testing.modelstore``."""
+    """Port. Real: ``directory.DirectoryStore``, ``ranged.HttpStore``, ``objects.ObjectStore``. Fake:
+    ``cloister.testing.modelstore``.
+
+    Every method raises Unavailable: ``store-unavailable`` (try again), ``store-denied`` and ``store-misconfigured``
+    (its operator has to do something).
+    """
+
+    @property
+    def parallel(self) -> int:
+        """How many ranges of one model are worth reading at a time: enough to hide the store's latency."""
 
     def read(self, place: Place, name: str, *, limit: int) -> bytes:
         """A whole small file.
 
-        :raises Unavailable: ``model-not-found``, ``store-unavailable``.
+        :raises Unavailable: ``model-not-found``.
         :raises InvalidInput: ``model-file-too-long`` beyond ``limit`` bytes.
         """
 
     def read_into(self, place: Place, name: str, offset: int, out: memoryview) -> None:
-        """Exactly ``len(out)`` bytes from ``offset`` on. From any thread, many at once.
+        """Exactly ``len(out)`` bytes from ``offset`` on, at least one. From any thread, many at once.
 
-        :raises Unavailable: ``model-not-found``, ``store-unavailable``.
+        :raises Unavailable: ``model-not-found``.
         :raises InvalidInput: ``model-file-short`` when the file ends before.
         """
 
     def latest(self, model: ModelId) -> Place | None:
-        """What the store says is the newest packing; a hint, never trusted. None where it says nothing.
+        """What the store says is the newest packing; a hint, never trusted. None where it says nothing."""
 
-        :raises Unavailable: ``store-unavailable``.
+
+class PublishingStore(ModelStore, Protocol):
+    """Port of whoever publishes: also written. A runtime needs and gets a :class:`ModelStore` only."""
+
+    def write(self, place: Place, name: str, parts: Iterable[bytes]) -> None:
+        """Store one file; it appears whole or not at all. Written again, it is left as it is where it is the same.
+
+        :param parts: of at most a few MiB each; read once.
+        :raises Refused: ``store-conflict``: another file lies there; versions are never overwritten.
         """
+
+    def point(self, place: Place) -> None:
+        """Let ``latest`` name this packing; after all of its files were written."""

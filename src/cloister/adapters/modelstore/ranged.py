@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
-from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.http.blocking import BlockingAnswer, HttpClient
+from cloister.adapters.http.origin import parse_origin
+from cloister.adapters.modelstore import failures
+from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import Place, latest_path, read_hint
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.ids import ModelId
 
+T = TypeVar("T")
 _HINT: Final = 256
-_DEADLINE_S: Final = 60.0
+_DENIED: Final = "An http(s) store is read without credentials: let it be read, or name the bucket itself (s3://...)."
 
 
 class HttpStore:
@@ -19,59 +24,92 @@ class HttpStore:
     :param base: ``http(s)://host[:port]/prefix``.
     """
 
-    def __init__(self, client: HttpClient, base: str) -> None:
-        """:raises InvalidInput: ``store-url-malformed``."""
+    parallel: Final = 8
+
+    def __init__(self, client: HttpClient, base: str, patience: Patience) -> None:
+        """:raises InvalidInput: ``store-url-malformed``, ``origin-malformed``."""
         scheme, separator, rest = base.partition("://")
         host, _, prefix = rest.partition("/")
-        if scheme not in ("http", "https") or not separator or not host or "?" in rest or "#" in rest:
-            raise InvalidInput("store-url-malformed", "a model store is http(s)://host[:port]/prefix, or a directory")
+        if scheme not in ("http", "https") or not separator or not host or "?" in rest or "#" in rest or "@" in host:
+            raise InvalidInput("store-url-malformed", "an HTTP model store is http(s)://host[:port]/prefix")
+        parse_origin(f"{scheme}://{host}")
         self._client = client
+        self._patience = patience
         self._origin = f"{scheme}://{host}"
         self._prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
 
     def read(self, place: Place, name: str, *, limit: int) -> bytes:
         """See the port."""
-        found = self._get(place.path(name), place.model, limit)
-        if found is None:
-            raise _not_found(place.model, name)
-        return found
+        return self._read(place.path(name), place.model, name, limit)
 
     def read_into(self, place: Place, name: str, offset: int, out: memoryview) -> None:
-        """See the port."""
+        """See the port. A connection that is cut is continued from the byte reached, while the ETag is the same."""
         target = self._prefix + place.path(name)
-        try:
-            self._client.read_range(self._origin, target, offset, out, deadline_s=_DEADLINE_S)
-        except CloisterError as error:
-            # 404, 416 and whatever else a store says come as errors of many shapes; none of them is to be believed.
-            raise _away(error) from error
+        last = offset + out.nbytes - 1
+        done, tag = 0, ""
+
+        def attempt(for_s: float) -> None:
+            nonlocal done, tag
+            headers = [("range", f"bytes={offset + done}-{last}")]
+            with self._client.open("GET", self._origin, target, headers=headers, deadline_s=for_s) as answer:
+                if answer.status != 206:
+                    raise self._failure(answer, place.model, name)
+                unit, _, size = answer.headers.get("content-range").partition("/")
+                if unit != f"bytes {offset + done}-{last}":
+                    if size.isascii() and size.isdigit() and int(size) <= last:
+                        raise failures.too_short(name)
+                    raise failures.misconfigured("answers with another range", "A proxy or cache is in the way.")
+                if done and answer.headers.get("etag") != tag:
+                    done = 0
+                    raise failures.unavailable("changed a file while it was read")
+                tag = answer.headers.get("etag")
+                while done < out.nbytes:
+                    count = answer.readinto(out[done:])
+                    if not count:
+                        raise failures.unavailable("closed the connection within its answer")
+                    done += count
+
+        self._patience.insist(lambda for_s: _told(lambda: attempt(for_s)))
 
     def latest(self, model: ModelId) -> Place | None:
         """See the port."""
-        text = self._get(latest_path(model), model, _HINT)
-        return None if text is None else read_hint(model, text)
-
-    def _get(self, path: str, model: ModelId, limit: int) -> bytes | None:
         try:
-            answer = self._client.request(
-                "GET", self._origin, self._prefix + path, deadline_s=_DEADLINE_S, max_answer=limit
-            )
-        except CloisterError as error:
-            if error.code == "answer-too-large":
-                raise InvalidInput(
-                    "model-file-too-long", f"a file of the model {model.name!r} has more than {limit} bytes"
-                ) from error
-            raise _away(error) from error
-        if answer.status == 404:
-            return None
-        if answer.status != 200:
-            raise Unavailable("store-unavailable", f"the model store answers {answer.status}", retry_after=1.0)
-        return bytes(answer.body)
+            return read_hint(model, self._read(latest_path(model), model, "latest", _HINT))
+        except Unavailable as error:
+            if error.code == "model-not-found":
+                return None
+            raise
+
+    def _read(self, path: str, model: ModelId, name: str, limit: int) -> bytes:
+        def attempt(for_s: float) -> bytes:
+            with self._client.open("GET", self._origin, self._prefix + path, deadline_s=for_s) as answer:
+                if answer.status != 200:
+                    raise self._failure(answer, model, name)
+                try:
+                    return answer.read(limit)
+                except CloisterError as error:
+                    if error.code == "answer-too-large":
+                        raise failures.too_long(name, limit) from error
+                    raise
+
+        return self._patience.insist(lambda for_s: _told(lambda: attempt(for_s)))
+
+    def _failure(self, answer: BlockingAnswer, model: ModelId, name: str) -> CloisterError:
+        if answer.status < 300:
+            what = f"answers {answer.status} where a range was asked for" if answer.status == 200 else "answers nothing"
+            return failures.misconfigured(what, "The server or a proxy before it must support range requests.")
+        wait = answer.headers.get("retry-after")
+        retry_after = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None
+        return failures.of_status(answer.status, model, name, hint=_DENIED, retry_after=retry_after)
 
 
-def _not_found(model: ModelId, name: str) -> Unavailable:
-    return Unavailable("model-not-found", f"the model store has no {name!r} of {model.name!r} as released")
-
-
-def _away(error: CloisterError) -> Unavailable:
-    retry = error.retry_after if isinstance(error, Unavailable) else None
-    return Unavailable("store-unavailable", f"the model store does not answer: {error.code}", retry_after=retry or 1.0)
+def _told(act: Callable[[], T]) -> T:
+    """The client's errors as the port's."""
+    try:
+        return act()
+    except CloisterError as error:
+        if error.code.startswith(("store-", "model-")):
+            raise
+        if error.code == "tls-failed":
+            raise failures.misconfigured(f"cannot be spoken to: {error.message}", "Check its certificate.") from error
+        raise failures.unavailable(f"does not answer: {error.code}") from error

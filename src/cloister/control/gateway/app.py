@@ -18,9 +18,8 @@ from cloister.adapters.http.client import AsyncHttpClient
 from cloister.adapters.http.limits import ClientLimits, ServerLimits
 from cloister.adapters.http.server import HttpServer
 from cloister.adapters.logs import EventLog
-from cloister.adapters.modelstore.directory import DirectoryStore
+from cloister.adapters.modelstore import opened
 from cloister.adapters.modelstore.port import ModelStore
-from cloister.adapters.modelstore.ranged import HttpStore
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.control import policies
@@ -208,13 +207,11 @@ def _policies(pool: PoolSettings) -> tuple[Packer[Any], Balancer[Any], Scaler[An
 
 
 def open_store(url: str, clock: Clock) -> ModelStore | None:
-    """A directory, or ``http(s)://...``; None for nothing.
+    """As ``adapters.modelstore.opened`` knows them; None for nothing.
 
-    :raises InvalidInput: ``store-url-malformed``.
+    :raises CloisterError: as ``opened.open_store``.
     """
-    if not url:
-        return None
-    return HttpStore(HttpClient(clock), url) if "://" in url else DirectoryStore(Path(url))
+    return opened.open_store(url, HttpClient(clock), clock) if url else None
 
 
 async def serve(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from cloister.adapters.modelstore.opened import check as check_store
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import ModelId
 from cloister.base.limits import MIB
@@ -175,6 +176,11 @@ def parse(data: bytes) -> GatewayConfiguration:
 def _store(at: Section) -> str:
     url = at.text("url", default="")
     at.done()
+    if url:
+        try:
+            check_store(url)
+        except InvalidInput as error:
+            raise malformed("[store] url", f"is no model store: {error.message}") from error
     return url
 
 
