@@ -65,8 +65,9 @@ def required(distributions: tuple[str, ...]) -> set[str]:
 
 def requirements(distributions: tuple[str, ...]) -> str:
     """Pinned, with hashes, of these only."""
-    command = ["uv", "export", "--frozen", "--no-dev", "--no-emit-project", "--extra", "litert", "--extra", "scaler"]
-    done = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["uv", "export", "--frozen", "--no-dev", "--no-emit-project", "--quiet"]
+    command += ["--extra", "litert", "--extra", "objectstores", "--extra", "scaler"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     wanted = required(distributions)
     kept = []
     for block in re.split(r"\n(?=[A-Za-z0-9])", done.stdout):

@@ -12,10 +12,11 @@ import grimp
 import pytest
 
 BOTH = {"cryptography", "cbor2", "dcap_qvl", "httptools", "uvloop"}
+STORES = {"obstore"}  # optional, and loaded only where models lie in an object store (docs/adr/0011)
 VENDORS = {"httpx"}  # loaded only where collateral is fetched from a vendor or a cache of theirs
 REACHED = {
     "keyservice": BOTH | VENDORS,
-    "runtime": BOTH | VENDORS | {"numpy", "onnxruntime", "ai_edge_litert"},
+    "runtime": BOTH | VENDORS | STORES | {"numpy", "onnxruntime", "ai_edge_litert"},
 }
 
 

@@ -36,6 +36,7 @@ TRUSTED_DISTRIBUTIONS: Final = (
     "numpy",
     "onnxruntime",
     "ai-edge-litert",
+    "obstore",
 )
 
 _SEALED_VERSION: Final = b"\x01"
