@@ -28,15 +28,18 @@ class ObjectServer:
     """A context manager; runs its own thread. Paths are ``/bucket/name``; Azure is spoken where ``x-ms-`` headers are.
 
     :param buckets: that exist.
+    :param public: everybody may read. :param delay_s: before each answer, as from far away.
     :ivar objects: content by path.
     :ivar uploads: parts of uploads under way, by id, or by path for Azure.
     """
 
-    def __init__(self, *buckets: str) -> None:
+    def __init__(self, *buckets: str, public: bool = False, delay_s: float = 0.0) -> None:
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, Parts] = {}
         self.address = ""
         self._buckets = frozenset(buckets)
+        self._public = public
+        self._delay_s = delay_s
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="object-server")
 
@@ -63,12 +66,15 @@ class ObjectServer:
     async def _answer(self, request: Request) -> Response:
         path = unquote(request.path)
         azure = bool(request.headers.get("x-ms-version"))
-        if not request.headers.get("authorization") and "sig=" not in request.query:
+        reading = request.method in ("GET", "HEAD")
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+        if not (request.headers.get("authorization") or "sig=" in request.query or (reading and self._public)):
             return _error(403, "AuthenticationFailed" if azure else "AccessDenied")
         if path.split("/")[1] not in self._buckets:
             return _error(404, "ContainerNotFound" if azure else "NoSuchBucket")
         query = {name: values[0] for name, values in parse_qs(request.query, keep_blank_values=True).items()}
-        if request.method in ("GET", "HEAD"):
+        if reading:
             return self._get(request, path, "BlobNotFound" if azure else "NoSuchKey")
         body = bytes(await request.body())
         return self._azure(request, path, query, body) if azure else self._google(request, path, query, body)
@@ -140,7 +146,8 @@ class ObjectServer:
 
 
 def _tag(content: bytes) -> str:
-    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    """Of the ends and the length: this is computed for each request."""
+    return f'"{hashlib.sha256(content[:4096] + content[-4096:]).hexdigest()[:32]}-{len(content)}"'
 
 
 def _xml(text: str) -> Response:

@@ -1,4 +1,4 @@
-"""The object stores' client is optional: measured where it is, loaded by those who have such a store, quiet until then."""
+"""The object stores' client is optional: measured where it is, loaded by those who have such a store, quiet before."""
 
 from __future__ import annotations
 

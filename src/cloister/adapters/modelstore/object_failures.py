@@ -18,6 +18,9 @@ _NO_METADATA: Final = frozenset({400, 401, 403, 404})
 _WRONG_REGION: Final = frozenset(
     {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 )
+_UNKNOWN: Final = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthenticationFailed"}
+)
 _VARIABLES: Final = {
     Kind.S3: "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     Kind.GCS: "GOOGLE_APPLICATION_CREDENTIALS",
@@ -40,6 +43,8 @@ def failure(error: Exception, url: ObjectUrl, model: ModelId, name: str) -> Cloi
         )
     if reason in _WRONG_REGION or "redirect without LOCATION" in text:
         return failures.misconfigured("has this bucket in another region", "Name it: ?region=... or AWS_REGION.")
+    if reason in _UNKNOWN:
+        return failures.denied("It does not accept these credentials: they are wrong, expired, or of another account.")
     if reason == "RequestTimeTooSkewed":
         return failures.denied("This machine's clock differs from the store's by more than 15 minutes.")
     if isinstance(error, FileNotFoundError):
@@ -60,7 +65,5 @@ def failure(error: Exception, url: ObjectUrl, model: ModelId, name: str) -> Cloi
 def _denied_hint(url: ObjectUrl) -> str:
     if url.anonymous:
         return "The URL says anonymous=true: let everybody read it, or give credentials."
-    return (
-        f"Check {_VARIABLES[url.kind]} and what they allow (docs/how-to/object-stores.md). S3 says this of "
-        "absent files, too, where listing is not allowed."
-    )
+    absent = " S3 says this of absent files, too, where listing is not allowed." if url.kind is Kind.S3 else ""
+    return f"Check {_VARIABLES[url.kind]} and what they allow (docs/how-to/object-stores.md).{absent}"

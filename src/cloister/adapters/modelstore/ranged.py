@@ -24,7 +24,7 @@ class HttpStore:
     :param base: ``http(s)://host[:port]/prefix``.
     """
 
-    parallel: Final = 8
+    parallel: Final = 16
 
     def __init__(self, client: HttpClient, base: str, patience: Patience) -> None:
         """:raises InvalidInput: ``store-url-malformed``, ``origin-malformed``."""
