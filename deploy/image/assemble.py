@@ -24,8 +24,9 @@ import contents
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = "3.11"
-# Gateway and witness need no engine and verify no evidence. grpcio is for the external scaler.
-CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio")
+# Gateway and witness need no engine and verify no evidence. grpcio is for the external scaler, obstore for models that
+# the gateway looks up in an object store.
+CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio", "obstore")
 SKIPPED = ("bin", ".lock")  # of an installation with --target: commands of distributions, an empty lock
 
 
