@@ -199,8 +199,9 @@ def test_s7_an_old_database_releases_nothing(world: World) -> None:
     restored = world.settled(world.start(old))
     world.nothing_leaves(restored, "keyservice-superseded")
     assert restored.service._anchor.state().open is False
-    codes = set(restored.service._anchor.state().outcomes.values())
-    assert codes == {"witness-conflict"}
+    outcomes = list(restored.service._anchor.state().outcomes.values())
+    assert outcomes.count("witness-conflict") >= K  # the one that the revocation did not wait for may know it or not
+    assert set(outcomes) <= {"witness-conflict", "confirmed"}
 
 
 def test_s7_an_old_database_with_a_recorded_network_releases_nothing(world: World) -> None:
