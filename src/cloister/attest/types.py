@@ -58,6 +58,8 @@ class Claims:
     """What genuine evidence says, TEE-independent terms first (EAT, RFC 9711), the TEE's own beside them.
 
     :param measurements: name to digest: ``mrenclave, mrsigner`` | ``mrtd, rtmr0..3`` | ``measurement`` | ``pcr0..31``.
+    :param configuration_digest: what the launcher gave as configuration, as it stands in the evidence: CONFIGID,
+        MRCONFIGID, HOST_DATA, the digest of simulation; empty if that is zeros, or the TEE has no place for it (Nitro).
     :param report_data: what the attester bound, as it stands in the evidence (64 bytes; Nitro: ``user_data``).
     :param debug: whether the TEE's memory is open to the host.
     :param tcb_status: ``UpToDate``, ``OutOfDate``, ... for Intel; ``UpToDate`` elsewhere, where numbers decide.
@@ -76,6 +78,7 @@ class Claims:
     security_version: int
     platform_id: bytes
     specific: Mapping[str, ClaimValue]
+    configuration_digest: bytes = field(kw_only=True)
 
 
 @final

@@ -185,6 +185,7 @@ def claims_json(claims: Claims) -> dict[str, object]:
     return {
         "tee": claims.tee.value,
         "measurements": {name: value.hex() for name, value in claims.measurements.items()},
+        "configuration_digest": claims.configuration_digest.hex(),
         "report_data": claims.report_data.hex(),
         "debug": claims.debug,
         "tcb_status": claims.tcb_status,

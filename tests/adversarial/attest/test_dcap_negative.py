@@ -247,7 +247,7 @@ def test_of_an_enclave_the_rest_is_for_the_policy() -> None:
     intel = SyntheticIntel.sgx()
     intel.report |= {"misc_select": 1, "config_id": b"c" * 64, "isv_svn": 9, "product_id": 4, "xfrm": 3, "flags": 0x85}
     claims = check(intel).claims
-    assert claims.security_version == 9
+    assert (claims.security_version, claims.configuration_digest) == (9, b"c" * 64)
     names = ("misc_select", "config_id", "product_id", "xfrm", "attributes")
     assert [claims.specific[name] for name in names] == [1, b"c" * 64, 4, 3, 0x85]
 
@@ -351,6 +351,8 @@ def test_of_a_td_the_rest_is_for_the_policy() -> None:
     claims = check(intel).claims
     assert claims.specific["td_attributes"] == attributes
     assert (claims.specific["xfam"], claims.specific["mr_config_id"]) == (3, b"c" * 48)
+    assert claims.configuration_digest == b"c" * 48
+    assert check(SyntheticIntel.tdx(4)).claims.configuration_digest == b""  # nothing was given
     assert (claims.specific["mr_owner"], claims.measurements["rtmr3"]) == (b"o" * 48, b"r" * 48)
 
 

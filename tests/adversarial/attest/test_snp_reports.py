@@ -65,6 +65,7 @@ def test_right_evidence_verifies(amd: SnpAuthority, product: str, version: int, 
     assert found.claims.measurements == {"measurement": b"m" * 48}
     assert found.claims.report_data == b"r" * 64
     assert found.claims.security_version == 3
+    assert found.claims.configuration_digest == b"h" * 32
     assert found.expires_at == NOW + 200 * DAY if signer is VLEK else NOW + 300 * DAY
 
 

@@ -202,7 +202,7 @@ def test_s7_a_bundle_that_accepts_more_builds_still_hands_over_to_the_very_same_
 
 def test_s7_hardware_hands_nothing_to_a_simulation_nor_to_another_kind_of_tee() -> None:
     def claims(tee: TeeType, debug: bool = False, **measurements: bytes) -> Claims:
-        return Claims(tee, measurements, b"", debug, "UpToDate", (), 0, b"", {})
+        return Claims(tee, measurements, b"", debug, "UpToDate", (), 0, b"", {}, configuration_digest=b"")
 
     sgx = claims(TeeType.SGX, mrenclave=b"m" * 32, mrsigner=b"s" * 32)
     check_code(sgx, sgx)

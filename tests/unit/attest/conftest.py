@@ -168,6 +168,7 @@ class Case:
             measurements=MappingProxyType(self.measurements),
             report_data=self.report_data,
             specific=MappingProxyType(self.specific),
+            configuration_digest=CONFIGURATION.digest,
             **self.claims,
         )
         return VerifiedEvidence(claims, verified_at=NOW - 1, expires_at=NOW + 1000, proof=PROOF_OF_VERIFICATION)

@@ -40,6 +40,7 @@ def test_claims_say_what_was_signed_and_that_it_is_simulated() -> None:
     assert verified.claims.report_data == b"r" * 64
     assert verified.claims.specific[claim_names.SIMULATION_WARNING] == "insecure-simulation"
     assert verified.claims.specific[claim_names.SIMULATION_CONFIGURATION] == b"c" * 32
+    assert verified.claims.configuration_digest == b"c" * 32
     assert verified.expires_at > NOW
     assert [step.verdict for step in steps.report] == [Verdict.PASS] * 4
 

@@ -92,6 +92,7 @@ def test_json_has_the_documented_shape(files: Files, run: Run) -> None:
     assert list(result) == ["verdict", "tee", "claims", "steps"]
     assert (result["verdict"], result["tee"]) == ("accepted", "insecure-simulation")
     assert result["claims"]["measurements"] == {"measurement": (b"m" * 48).hex()}
+    assert result["claims"]["configuration_digest"] == CONFIGURATION.digest.hex()
     assert all(list(step) == ["step", "verdict", "code", "detail"] for step in result["steps"])
     skipped = [(step["step"], step["code"]) for step in result["steps"] if step["verdict"] == "SKIP"]
     assert skipped == [("report-data", "not-requested")]

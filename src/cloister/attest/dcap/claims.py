@@ -82,11 +82,11 @@ def claims_of(quote: SgxQuote | TdxQuote, platform: PckPlatform, tcb: Tcb) -> Cl
         optional[names.TD_TEE_TCB_SVN2] = quote.report.tee_tcb_svn2
         specific |= _td(quote)
         measurements = {"mrtd": quote.report.mr_td, **{f"rtmr{i}": value for i, value in enumerate(quote.report.rtmr)}}
-        debug = bool(quote.report.td_attributes & TD_DEBUG)
+        debug, configuration = bool(quote.report.td_attributes & TD_DEBUG), quote.report.mr_config_id
     else:
         specific |= _enclave(quote)
         measurements = {"mrenclave": quote.report.mr_enclave, "mrsigner": quote.report.mr_signer}
-        debug = bool(quote.report.flags & SGX_DEBUG)
+        debug, configuration = bool(quote.report.flags & SGX_DEBUG), quote.report.config_id
     specific |= {name: value for name, value in optional.items() if value is not None}
     return Claims(
         tee=TeeType.TDX if isinstance(quote, TdxQuote) else TeeType.SGX,
@@ -98,6 +98,7 @@ def claims_of(quote: SgxQuote | TdxQuote, platform: PckPlatform, tcb: Tcb) -> Cl
         security_version=0 if isinstance(quote, TdxQuote) else quote.report.isv_svn,
         platform_id=platform.ppid,
         specific=MappingProxyType(specific),
+        configuration_digest=configuration if any(configuration) else b"",
     )
 
 

@@ -158,4 +158,5 @@ def _claims(document: NitroDocument, *, debug: bool) -> Claims:
         security_version=0,
         platform_id=b"",
         specific=MappingProxyType(specific),
+        configuration_digest=b"",
     )

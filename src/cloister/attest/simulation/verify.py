@@ -75,5 +75,6 @@ def verify(
                 claim_names.SIMULATION_CONFIGURATION: token.configuration_digest,
             }
         ),
+        configuration_digest=token.configuration_digest,
     )
     return VerifiedEvidence(claims, verified_at=now, expires_at=expires_at, proof=PROOF_OF_VERIFICATION)

@@ -245,4 +245,5 @@ def _claims(report: SnpReport, chain: Chain, leaf: Leaf, signer: Signer, product
         security_version=report.guest_svn,
         platform_id=report.chip_id if any(report.chip_id) else b"",
         specific=MappingProxyType(specific),
+        configuration_digest=report.host_data if any(report.host_data) else b"",
     )
