@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
+from cloister.adapters.collateral.bundle import Entry, make_bundle
 from cloister.adapters.collateral.check import check_subject
 from cloister.adapters.collateral.subject import Subject, subject_of
 from cloister.attest.snp.certificates import Signer
 from cloister.attest.types import Collateral, Evidence
+from cloister.attest.verify import verify
 from cloister.base.errors import InvalidInput
 from cloister.testing.evidence_dcap import SyntheticIntel
-from cloister.testing.evidence_snp import SnpAuthority, chip_id, leaf_extensions, tcb
+from cloister.testing.evidence_snp import NOW, SnpAuthority, chip_id, leaf_extensions, tcb
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,19 @@ def test_a_certificate_that_came_along_is_the_one_that_counts(amd: SnpAuthority)
     newer = Collateral({**collateral.files, "vek.der": amd.chain("Milan", Signer.VLEK, leaf=template)["vek.der"]})
     with pytest.raises(InvalidInput, match="collateral-other-platform"):
         check_subject(subject(carried), newer)
+
+
+@pytest.mark.parametrize("signer", Signer)
+def test_a_leaf_in_pem_is_the_same_collateral(amd: SnpAuthority, signer: Signer) -> None:
+    """As tools write it: verified, checked by itself, and bundled."""
+    evidence, collateral = amd.evidence("Genoa", signer)
+    carried = replace(evidence, endorsements={"vek.der": collateral.files["vek.der"]})
+    text = Collateral({**collateral.files, "vek.der": ssl.DER_cert_to_PEM_cert(collateral.files["vek.der"]).encode()})
+    anchors = amd.anchors("Genoa")
+    assert verify(evidence, text, anchors, NOW) == verify(evidence, collateral, anchors, NOW)
+    check_subject(subject(carried), text)
+    (entry,) = make_bundle([Entry(subject(carried).key, int(NOW), text)], anchors, NOW).entries
+    assert entry.collateral == text
 
 
 def test_evidence_that_nobody_has_collateral_for(amd: SnpAuthority) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from cloister.adapters.collateral.check import check_collateral, check_subject
 from cloister.adapters.collateral.directory import FILES
-from cloister.adapters.collateral.subject import subject_named, subject_of
+from cloister.adapters.collateral.subject import certificate_der, subject_named, subject_of
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.snp.certificates import VEK_FILE
 from cloister.attest.types import Collateral, Evidence, TeeType
@@ -118,7 +118,8 @@ def make_bundle(entries: Iterable[Entry], anchors: TrustAnchors, now: float) -> 
 def _check(entry: Entry, anchors: TrustAnchors, now: float) -> float:
     """When it runs out. Genuine collateral under another platform's name would serve nobody."""
     expires = check_collateral(entry.tee, entry.collateral, anchors, now).expires_at
-    check_subject(subject_named(entry.subject, entry.collateral.files.get(VEK_FILE)), entry.collateral)
+    vek = entry.collateral.files.get(VEK_FILE)
+    check_subject(subject_named(entry.subject, None if vek is None else certificate_der(vek)), entry.collateral)
     return expires
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from cryptography import x509 as pyca
 
-from cloister.adapters.collateral.subject import AmdSubject, IntelSubject, Subject
+from cloister.adapters.collateral.subject import AmdSubject, IntelSubject, Subject, certificate_der
 from cloister.attest import x509
 from cloister.attest.anchors import TrustAnchors
 from cloister.attest.dcap import chain as paths
@@ -71,7 +71,7 @@ def check_subject(subject: Subject, collateral: Collateral) -> None:
         issuer = paths.read_chain(parts.pck_crl_issuer_chain.encode(), "the PCK CRL's issuer chain")[0]
         fits = parts.tcb_info.fmspc == subject.fmspc and paths.pck_ca(issuer) == subject.ca
     else:
-        vek = collateral.files.get(VEK_FILE, b"")
+        vek = certificate_der(collateral.files.get(VEK_FILE, b""))
         leaf = x509.load_certificate(vek, VEK_FILE)
         fits = leaf.common_name == subject.signer.leaf_name
         if subject.vek is not None:
@@ -107,7 +107,7 @@ def _intel(tee: TeeType, collateral: Collateral, anchors: TrustAnchors, now: flo
 
 
 def _amd(collateral: Collateral, anchors: TrustAnchors, now: float) -> Checked:
-    leaf = x509.load_certificate(collateral.files.get(VEK_FILE, b""), VEK_FILE)
+    leaf = x509.load_certificate(certificate_der(collateral.files.get(VEK_FILE, b"")), VEK_FILE)
     signer = next((kind for kind in Signer if kind.leaf_name == leaf.common_name), None)
     if signer is None:
         raise InvalidInput("collateral-malformed", f"{VEK_FILE} is neither a VCEK nor a VLEK")
