@@ -277,6 +277,15 @@ def test_the_chain_may_come_in_a_certificate_table(amd: SnpAuthority, signer: Si
     assert check(amd, (travelling, Collateral())) == check(amd, (evidence, collateral))
 
 
+def test_the_two_upper_certificates_may_come_in_either_order(amd: SnpAuthority) -> None:
+    evidence, collateral = amd.evidence()
+    ending = b"-----END CERTIFICATE-----\n"
+    upper, root, rest = collateral.files[CHAIN_FILE].split(ending)
+    assert not rest
+    turned = Collateral({**collateral.files, CHAIN_FILE: root + ending + upper + ending})
+    assert check(amd, (evidence, turned)) == check(amd, (evidence, collateral))
+
+
 def test_collateral_is_used_before_what_the_evidence_brings(amd: SnpAuthority) -> None:
     """A guest cannot replace the verifier's own revocation list by an emptier one."""
     evidence, collateral = amd.evidence(crl=amd.crl("Milan", (0x10001,)))
