@@ -25,8 +25,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = "3.11"
 # Gateway and witness need no engine and verify no evidence. grpcio is for the external scaler, obstore for models that
-# the gateway looks up in an object store.
-CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio", "obstore")
+# the gateway looks up in an object store, the rest for clusters.
+CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio", "obstore", "kubernetes", "aiohttp")
+EXTRAS = ("litert", "objectstores", "scaler", "kubernetes")
 SKIPPED = ("bin", ".lock")  # of an installation with --target: commands of distributions, an empty lock
 
 
@@ -66,9 +67,9 @@ def required(distributions: tuple[str, ...]) -> set[str]:
 
 def requirements(distributions: tuple[str, ...]) -> str:
     """Pinned, with hashes, of these only."""
-    command = ["uv", "export", "--frozen", "--no-dev", "--no-emit-project", "--quiet"]
-    command += ["--extra", "litert", "--extra", "objectstores", "--extra", "scaler"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    extras = [word for extra in EXTRAS for word in ("--extra", extra)]
+    command = ["uv", "export", "--frozen", "--no-dev", "--no-emit-project", *extras]
+    done = subprocess.run([*command, "--quiet"], cwd=ROOT, capture_output=True, text=True, check=True)
     wanted = required(distributions)
     kept = []
     for block in re.split(r"\n(?=[A-Za-z0-9])", done.stdout):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
 
 
-@pytest.mark.parametrize("name", ["openwhisk", "image", "kubernetes"])
+@pytest.mark.parametrize("name", ["openwhisk", "image", "kubernetes", "knative", "kserve"])
 def test_what_it_names_exists(name: str) -> None:
     text = (ROOT / "docs" / "how-to" / f"{name}.md").read_text()
     table = text[text.index("## Troubleshooting") :]

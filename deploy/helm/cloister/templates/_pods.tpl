@@ -18,10 +18,10 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Lines of a pod's spec that do not depend on what runs: (dict "root" $ "at" .Values.witnesses "account" "witness") */}}
+{{/* Lines of a pod's spec that do not depend on what runs: (dict "root" $ "at" .Values.witnesses "account" "witness" "token" false) */}}
 {{- define "cloister.podBasics" -}}
 serviceAccountName: {{ include "cloister.name" .root }}-{{ .account }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ default false .token }}
 enableServiceLinks: false
 securityContext:
   {{- include "cloister.podSecurity" . | nindent 2 }}

@@ -61,6 +61,10 @@ containers:
       - runtime
       - --listen={{ .root.Values.listenHost }}:8080
       {{- include "cloister.runtimeArgs" . | nindent 6 }}
+    {{- with .root.Values.store.credentialsSecret }}
+    envFrom:
+      - secretRef: { name: {{ . }} }
+    {{- end }}
     ports:
       - { name: http, containerPort: 8080, protocol: TCP }
     {{- include "cloister.probes" (dict "ready" "/readyz" "scheme" "HTTP") | nindent 4 }}
@@ -69,6 +73,7 @@ containers:
       {{- include "cloister.containerSecurity" . | nindent 6 }}
     resources:
       {{- include "cloister.resources" (dict "root" .root "tee" .tee "resources" (include "cloister.runtimeResources" . | fromJson)) | nindent 6 }}
+    terminationMessagePolicy: FallbackToLogsOnError
     volumeMounts:
       - { name: trust, mountPath: /trust, readOnly: true }
       {{- if $at.collateralConfigMap }}
@@ -95,9 +100,18 @@ volumes:
 {{- $pool := merge (dict "memory_mb" $at.runtime.memoryMb "concurrency" $at.runtime.concurrency) (default dict $table.pool) -}}
 {{- $_ := set $table "pool" $pool -}}
 {{- $_ := set $table "store" (dict "url" .root.Values.store.url) -}}
-{{- $address := printf "http://%s-runtime-%s.%s.svc:8080" (include "cloister.name" .root) .name .root.Release.Namespace -}}
+{{- $runtimes := printf "%s-runtime-%s" (include "cloister.name" .root) .name -}}
+{{- $platform := dict "start_timeout_s" $at.scaling.startTimeoutSeconds "stop_grace_s" $at.runtime.drainSeconds -}}
+{{- if eq $at.scaling.by "gateway" -}}
+{{- /* The next gateway takes the pods over; with the release they go by themselves. */ -}}
+{{- $driver := dict "deployment" $runtimes "namespace" .root.Release.Namespace -}}
+{{- $_ := mustMergeOverwrite $platform (dict "kind" "kubernetes" "on_exit" "leave" "kubernetes" $driver) -}}
+{{- else -}}
+{{- $address := printf "http://%s.%s.svc:8080" $runtimes .root.Release.Namespace -}}
 {{- $static := dict "addresses" (list $address) "scaled" (ne $at.scaling.by "fixed") -}}
-{{- $_ := set $table "platform" (dict "kind" "static" "start_timeout_s" $at.scaling.startTimeoutSeconds "stop_grace_s" $at.runtime.drainSeconds "static" $static) -}}
+{{- $_ := mustMergeOverwrite $platform (dict "kind" "static" "static" $static) -}}
+{{- end -}}
+{{- $_ := set $table "platform" $platform -}}
 {{- $_ := set $table "scaler" (dict "listen" (printf "%s:9090" .root.Values.listenHost)) -}}
 {{- toJson $table -}}
 {{- end -}}

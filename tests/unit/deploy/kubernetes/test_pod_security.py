@@ -78,7 +78,8 @@ def test_restricted(found: list[tuple[str, dict[str, Any]]]) -> None:
 def test_what_the_standard_does_not_ask(found: list[tuple[str, dict[str, Any]]]) -> None:
     for name, pod in found:
         spec = pod["spec"]
-        assert spec["automountServiceAccountToken"] is False, name
+        scales = name.startswith("Deployment/prod-cloister-gateway-")  # which of them may: test_chart.py
+        assert spec["automountServiceAccountToken"] is False or scales, name
         assert spec["serviceAccountName"] != "default", name
         assert spec["enableServiceLinks"] is False, name
         for container in containers(pod):

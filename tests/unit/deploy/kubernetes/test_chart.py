@@ -19,6 +19,7 @@ from cloister.control.gateway import configuration
 from cloister.control.gateway.keda import read_scaled_object
 from cloister.control.gateway.scaler import POLICIES
 from cloister.keyservice.settings import Settings
+from cloister.platforms.kubernetes.rbac import KUBERNETES, Rule
 
 helm = pytest.importorskip("helm_python", reason="no Helm: uv sync --inexact --group deploy")
 schemas = pytest.importorskip("kubernetes_validate.utils", reason="no schemas: uv sync --inexact --group deploy")
@@ -164,6 +165,19 @@ def test_gateways_read_what_the_chart_writes(example: dict[str, Any], render: Re
     assert len(found) == len(example["pools"])
     services, runtimes = of(objects, "Service"), of(objects, "Deployment")
     for read in found:
+        assert read.scaler.listen == "0.0.0.0:9090"
+        if read.platform.kubernetes is not None:
+            assert read.platform.on_exit == "leave"
+            deployment = runtimes[read.platform.kubernetes.deployment]
+            assert "replicas" not in deployment["spec"]
+            (container,) = deployment["spec"]["template"]["spec"]["containers"]
+            assert container["name"] == read.platform.kubernetes.container
+            assert {"name": "http", "containerPort": read.platform.kubernetes.port, "protocol": "TCP"} in container[
+                "ports"
+            ]
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+            assert read.platform.kubernetes.cluster.namespace == "ml"
+            continue
         assert read.platform.static is not None
         (address,) = read.platform.static.addresses
         name = address.removeprefix("http://").partition(".")[0]
@@ -172,7 +186,6 @@ def test_gateways_read_what_the_chart_writes(example: dict[str, Any], render: Re
         assert f"--memory-mb={read.pool.memory_mb:.0f}" in container["args"]
         assert f"--concurrency={read.pool.concurrency}" in container["args"]
         assert read.platform.static.scaled is ("replicas" not in runtimes[name]["spec"])
-        assert read.scaler.listen == "0.0.0.0:9090"
 
 
 def test_the_keyservice_reads_what_the_chart_writes(example: dict[str, Any], render: Render, tmp_path: Path) -> None:
@@ -276,6 +289,48 @@ def test_a_tee_is_where_its_component_runs(render: Render, trial: dict[str, Any]
             assert "simulation" not in text
 
 
+def test_a_gateway_that_scales_may_do_what_the_driver_does_and_no_more(render: Render, trial: dict[str, Any]) -> None:
+    objects = render(trial)
+    ((name, role),) = of(objects, "Role").items()
+    rules = {
+        Rule(group, resource, tuple(rule["verbs"]))
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert rules == set(KUBERNETES)
+    (scale,) = [rule for rule in role["rules"] if rule["resources"] == ["deployments/scale"]]
+    assert scale["resourceNames"] == ["prod-cloister-runtime-default"]
+    (binding,) = of(objects, "RoleBinding").values()
+    assert binding["roleRef"]["name"] == name
+    assert [(item["name"], item["namespace"]) for item in binding["subjects"]] == [(name, "ml")]
+    accounts = [spec["serviceAccountName"] for spec in specs(objects) if spec["automountServiceAccountToken"]]
+    assert accounts == [name]
+    assert not [found for found in objects if found["kind"].startswith("Cluster")]
+    for by in ("keda", "fixed", "other"):
+        objects = render(trial, {"pools": {"default": {"scaling": {"by": by}}}})
+        assert not of(objects, "Role")
+        assert not [spec for spec in specs(objects) if spec["automountServiceAccountToken"]]
+
+
+def test_the_stores_credentials_reach_those_that_read_it_and_no_others(render: Render, trial: dict[str, Any]) -> None:
+    assert not [spec for spec in specs(render(trial)) if "envFrom" in spec["containers"][0]]
+    found = {
+        spec["containers"][0]["name"]: spec["containers"][0].get("envFrom")
+        for spec in specs(render(trial, {"store": {"credentialsSecret": "models-reader"}}))
+    }
+    given = [{"secretRef": {"name": "models-reader"}}]
+    assert found == {"runtime": given, "gateway": given, "keyservice": None, "witness": None}
+
+
+def test_two_gateways_never_scale_one_deployment(render: Render, trial: dict[str, Any]) -> None:
+    for by, strategy in (("gateway", "Recreate"), ("keda", "RollingUpdate"), ("fixed", "RollingUpdate")):
+        objects = render(trial, {"pools": {"default": {"scaling": {"by": by}}}})
+        gateway = of(objects, "Deployment")["prod-cloister-gateway-default"]
+        assert gateway["spec"]["replicas"] == 1
+        assert gateway["spec"]["strategy"]["type"] == strategy
+
+
 def test_flows_are_those_that_are_needed_and_no_others(render: Render, trial: dict[str, Any]) -> None:
     objects = render(trial)
     policies = of(objects, "NetworkPolicy")
@@ -319,6 +374,7 @@ def test_flows_are_those_that_are_needed_and_no_others(render: Render, trial: di
         ("runtime", "keyservice", 8080),
         ("gateway", "runtime", 8080),
         *((component, "null", port) for component in ("runtime", "gateway") for port in (80, 443)),
+        ("gateway", "null", 6443),
     }
 
 
