@@ -34,5 +34,7 @@ def pause_before_next(error: Unavailable, attempt: int, left_s: float) -> float:
     pause = error.retry_after or _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
     again = error.code in _AGAIN or (error.retry_after is not None and error.code not in _NEVER_AGAIN)
     if not again or pause >= left_s:
+        if error.code == "deadline-exceeded" and error.hint is None:
+            error.hint = "An instance may still be starting, or cannot get its keys: give it longer, or ask the operator."
         raise error
     return pause
