@@ -35,6 +35,6 @@ def pause_before_next(error: Unavailable, attempt: int, left_s: float) -> float:
     again = error.code in _AGAIN or (error.retry_after is not None and error.code not in _NEVER_AGAIN)
     if not again or pause >= left_s:
         if error.code == "deadline-exceeded" and error.hint is None:
-            error.hint = "An instance may still be starting, or cannot get its keys: give it longer, or ask the operator."
+            error.hint = "An instance may still start, or cannot get its keys: give it longer, or ask the operator."
         raise error
     return pause

@@ -170,7 +170,7 @@ def test_only_what_is_safe_is_sent_again() -> None:
     assert pause_before_next(Unavailable("connect-failed", "m"), 3, 10.0) > 0
     with pytest.raises(Unavailable) as caught:
         pause_before_next(Unavailable("deadline-exceeded", "m"), 0, 0.0)
-    assert "starting" in (caught.value.hint or "")
+    assert "start" in (caught.value.hint or "")
     for error, left in (
         (Unavailable("model-not-found", "m"), 10.0),
         (Unavailable("x-y", "m", retry_after=5.0), 4.0),
