@@ -1,0 +1,134 @@
+"""What the chart renders, run: its Deployment, Role and gateway.toml in a stand-in for Kubernetes, with real processes.
+
+The API server enforces the chart's own Role. Only what a cluster would resolve is put in by the test: mounts and names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloister import Client
+from cloister.client.identity import create_identity
+from cloister.platforms.kubernetes.pods import INSTANCE
+from cloister.platforms.kubernetes.rbac import Rule
+from cloister.testing.kubernetes.cloud import KubernetesCloud
+from cloister.testing.kubernetes.cluster import NAMESPACE, FakeKubernetes
+from cloister.testing.local_cloud import COMMAND
+from cloister.testing.models.small import sum_difference
+from cloister.testing.openwhisk_cloud import Beside
+
+helm = pytest.importorskip("helm_python", reason="no Helm: uv sync --inexact --group deploy")
+yaml = pytest.importorskip("yaml", reason="no YAML: uv sync --inexact --group deploy")
+
+CHART = Path(__file__).parents[3] / "deploy" / "helm" / "cloister"
+IMAGE = "example/cloister:1"
+STORE = "http://store.invalid/models"
+RUNTIMES, GATEWAY = "cloister-runtime-default", "cloister-gateway-default"
+
+
+def rendered(root: str, keyservice: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The chart's objects by kind and name."""
+    images = {"image": {"repository": "example/cloister", "tag": "1"}, "controlImage": {"repository": "x", "tag": "1"}}
+    values = {
+        **images,
+        "tee": {"insecure-simulation": {"keySecret": "simulation"}},
+        "trust": {"bundleConfigMap": "bundle", "bundleRoot": root},
+        "store": {"url": STORE},
+        "keyservice": {"enabled": False, "address": keyservice},
+        "pools": {
+            "default": {
+                "tee": "insecure-simulation",
+                "gateway": {"configuration": {"pool": {"max_instances": 2, "keep_alive_s": 60}}},
+            }
+        },
+    }
+    with helm.Chart.load(CHART) as chart:
+        texts = chart.render(values, name="cloister", namespace=NAMESPACE)
+    found = [one for name, text in texts.items() if name.endswith(".yaml") for one in yaml.safe_load_all(text) if one]
+    return {(one["kind"], one["metadata"]["name"]): one for one in found}
+
+
+class ChartCloud(KubernetesCloud):
+    """A local cloud whose gateway and runtimes are as the chart says."""
+
+    def _gateway_configuration(self, keyservice: str) -> str:
+        objects = rendered(self.root.public_key.hex(), keyservice)
+        here = {
+            "/trust/": f"{self.folder.resolve()}/",
+            "/simulation/": f"{self.folder.resolve()}/",
+            STORE: str(self.store.resolve()),
+        }
+        deployment = objects["Deployment", RUNTIMES]
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        container["args"] = [_resolved(word, here) for word in container["args"]]
+        self.beside.run(self._apply(deployment))
+        text: str = objects["ConfigMap", GATEWAY]["data"]["gateway.toml"]
+        kubeconfig = self.cluster.kubeconfig(self.folder / "kubeconfig")
+        text = text.replace("[platform.kubernetes]", f"[platform.kubernetes]\nkubeconfig = {json.dumps(kubeconfig)}")
+        return _resolved(text, {**here, "0.0.0.0:9090": "127.0.0.1:0"})
+
+    async def _apply(self, deployment: dict[str, Any]) -> None:
+        self.cluster.store.create("deployments", deployment)
+
+
+def _resolved(text: str, here: dict[str, str]) -> str:
+    for there, place in here.items():
+        text = text.replace(there, place)
+    return text
+
+
+def role() -> list[Rule]:
+    """As the chart grants it."""
+    rules = rendered("00" * 32, "http://keyservice")["Role", GATEWAY]["rules"]
+    return [Rule(rule["apiGroups"][0], rule["resources"][0], tuple(rule["verbs"])) for rule in rules]
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChartCloud]:
+    beside = Beside()
+    cluster = FakeKubernetes({IMAGE: COMMAND}, role=role())
+    beside.run(cluster.open())
+    cloud = ChartCloud(tmp_path_factory.mktemp("chart") / "state", "kubernetes", cluster, beside)
+    try:
+        cloud.start()
+        yield cloud
+    finally:
+        cloud.stop()
+        beside.run(cluster.close())
+        beside.close()
+
+
+def test_a_request_is_served_by_what_the_chart_deploys(cloud: ChartCloud, tmp_path: Path) -> None:
+    for name in ("alice", "bob"):
+        create_identity(cloud.home, name)
+    (tmp_path / "sums.onnx").write_bytes(sum_difference())
+    a, b = np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[10.0, 20.0, 30.0]], np.float32)
+    with Client.open(cloud.home, "alice") as alice, Client.open(cloud.home, "bob") as bob:
+        alice.register()
+        bob.register()
+        alice.pack(tmp_path / "sums.onnx", tmp_path / "packed", name="sums", version=1)
+        alice.publish(tmp_path / "packed")
+        policy = cloud.runtime_policy()  # names the digest of the chart's default options
+        alice.grant("sums", bob.account.identity.id, policy)
+        bob.consent(alice.own_model("sums"), policy)
+        for _ in range(2):
+            assert np.array_equal(bob.infer("sums", {"a": a, "b": b})["sum"], a + b)
+    labels = [pod["metadata"]["labels"] for pod in cloud.cluster.store.all_of("pods")]
+    assert [one[INSTANCE] for one in labels if INSTANCE in one]
+    assert all(one["cloister.dev/pool"] == "default" for one in labels)
+    assert cloud.cluster.replicas(RUNTIMES) == 1
+
+
+def test_a_gateway_that_goes_leaves_its_runtimes(cloud: ChartCloud) -> None:
+    """`on_exit = "leave"`: an upgrade of the gateway costs no cold start."""
+    before = {pod["metadata"]["name"] for pod in cloud.cluster.store.all_of("pods")}
+    assert before
+    cloud.stop_service("gateway")
+    assert {pod["metadata"]["name"] for pod in cloud.cluster.store.all_of("pods")} == before
+    assert cloud.cluster.kubelet.running == len(before)
