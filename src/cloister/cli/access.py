@@ -70,9 +70,16 @@ def _why(args: argparse.Namespace, out: Output, client: Client) -> int:
         )
         lines += map(_check, answer["denial"]["checks"])
     failing = failure(answer["checks"])
-    lines.append(f"refused: {failing['code']}" if failing else "nothing refuses")
+    lines.append(_verdict(failing, failure(answer["denial"].get("checks", []))))
     out.result({"allowed": failing is None, **dict(as_json(answer))}, "\n".join(lines))  # type: ignore[call-overload]
     return 1 if failing else 0
+
+
+def _verdict(failing: dict[str, Any] | None, denied: dict[str, Any] | None) -> str:
+    """Of the rules as they stand, which need no runtime; the last runtime may have been refused all the same."""
+    if failing is not None:
+        return f"refused: {failing['code']}"
+    return f"no standing rule refuses; that runtime was refused: {denied['code']}" if denied else "nothing refuses"
 
 
 def _check(check: dict[str, Any]) -> str:
