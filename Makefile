@@ -78,6 +78,7 @@ image: setup
 		$(if $(IMAGE_BASE),--base $(IMAGE_BASE),--debian-base)
 
 test-image: image
+	UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --frozen --quiet --inexact --group compose
 	CLOISTER_TEST_IMAGE=$(IMAGE) CLOISTER_TEST_GATEWAY_IMAGE=$(GATEWAY_IMAGE) CLOISTER_TEST_IMAGE_REQUIRED=1 \
 		$(BIN)/pytest -k image tests/integration/image tests/contract/openwhisk
 

@@ -178,6 +178,7 @@ def lay_out(target: Path, *, control: bool) -> None:
     here = target / "opt" / "cloister"
     lib = here / "lib"
     lib.mkdir(parents=True)
+    (target / "state").mkdir()
     install(lib, CONTROL_DISTRIBUTIONS if control else trusted())
     copy_cloister(lib, contents.CONTROL if control else contents.LIST)
     shutil.copyfile(HERE / "start.py", here / "start.py")

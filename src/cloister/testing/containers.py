@@ -6,11 +6,16 @@ processes), and stricter: read-only, without capabilities, as the image's own us
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from cloister.base.errors import Unavailable
@@ -58,6 +63,35 @@ class Engine:
         if check and done.returncode != 0:
             raise Unavailable("container-engine-failed", f"{self.command[0]} {words[0]}: {done.stderr.strip()[-600:]}")
         return done
+
+    def compose(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """One command of ``docker compose``, or of podman-compose, which is a Python package.
+
+        :raises Unavailable: ``container-engine-failed``; ``no-compose`` where it is not there.
+        """
+        environment = dict(os.environ)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [self.command[0], "compose"]
+            if self.command[0] == "podman":
+                if importlib.util.find_spec("podman_compose") is None:
+                    raise Unavailable(
+                        "no-compose", "podman-compose is not installed: uv sync --inexact --group compose"
+                    )
+                command = [sys.executable, "-m", "podman_compose"]
+                settings = Path(folder) / "containers.conf"
+                settings.write_text(f'[engine]\nruntime = "{self.command[-1]}"\n' if len(self.command) > 1 else "")
+                environment["CONTAINERS_CONF"] = str(settings)
+            done = subprocess.run(  # noqa: S603
+                [*command, *words], capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, env=environment
+            )
+        if done.returncode != 0:
+            raise Unavailable("container-engine-failed", f"compose {words[-1]}: {done.stderr.strip()[-600:]}")
+        return done
+
+    def measurement(self, image: str) -> bytes:
+        """What runtimes and KeyServices of an image measure in simulation."""
+        told = self.call("run", "--rm", "--network", "none", *STRICT, image, "version", "--json").stdout
+        return bytes.fromhex(json.loads(told)["insecure-simulation-measurement"])
 
     def start(self, image: str, words: Sequence[str] = (), options: Sequence[str] = ()) -> RunningContainer:
         """A container in the background."""

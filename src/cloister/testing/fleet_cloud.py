@@ -6,11 +6,11 @@ and brought back. Owners and users are processes of this machine.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from cloister.testing.compose_folder import static_gateway
 from cloister.testing.containers import Engine, RunningContainer
 from cloister.testing.image_cloud import ImageCloud
 from cloister.testing.local_cloud import COMMAND
@@ -101,14 +101,4 @@ class FleetCloud(ImageCloud):
         return [*(inside.get(word, word) for word in words), "--listen", "0.0.0.0:8080"]
 
     def _gateway_configuration(self, keyservice: str) -> str:
-        local = super()._gateway_configuration(keyservice).replace(str(self.store.resolve()), "/store")
-        return "\n".join(
-            [
-                "[platform]",
-                'kind = "static"',
-                "[platform.static]",
-                f"addresses = [{json.dumps(f'http://{ALIAS}:8080')}]",
-                "",
-                local[local.index("[store]") :],
-            ]
-        )
+        return static_gateway(super()._gateway_configuration(keyservice), self.store)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from pathlib import Path
@@ -41,8 +40,7 @@ class ImageCloud(LocalCloud):
 
     def measurement(self) -> bytes:
         """Of the image."""
-        told = self.engine.call("run", "--rm", "--network", "none", *STRICT, self.image, "version", "--json").stdout
-        return bytes.fromhex(json.loads(told)["insecure-simulation-measurement"])
+        return self.engine.measurement(self.image)
 
     def start_keyservice(self) -> str:
         """Returns its address on the engine's network."""

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[3]
 SOURCE = "\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
 
 
-@pytest.mark.parametrize("name", ["openwhisk", "image", "kubernetes", "knative", "kserve"])
+@pytest.mark.parametrize("name", ["openwhisk", "image", "compose", "kubernetes", "knative", "kserve"])
 def test_what_it_names_exists(name: str) -> None:
     text = (ROOT / "docs" / "how-to" / f"{name}.md").read_text()
     table = text[text.index("## Troubleshooting") :]
@@ -22,6 +22,6 @@ def test_what_it_names_exists(name: str) -> None:
         assert f'"{code}"' in SOURCE, code
     for path in re.findall(r"`((?:deploy|tests|docs)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
-    for variable in re.findall(r"CLOISTER_(?!OPENWHISK|TEST)([A-Z_]+)", text):
+    for variable in re.findall(r"CLOISTER_(?!OPENWHISK|TEST|IMAGE)([A-Z_]+)", text):
         known = variable in ("PAYLOADS", "MAX_RESULT") or f'"--{variable.lower().replace("_", "-")}"' in SOURCE
         assert known, variable

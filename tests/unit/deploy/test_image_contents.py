@@ -100,7 +100,12 @@ def test_vendors_are_not_asked_without_httpx(monkeypatch: pytest.MonkeyPatch) ->
     assert caught.value.code == "collateral-unavailable"
 
 
-@pytest.mark.parametrize("word", ["RUN ", "ADD ", "--chown=10001", ":latest"])
+@pytest.mark.parametrize("word", ["RUN ", "ADD ", ":latest"])
 def test_building_runs_nothing(word: str) -> None:
     lines = (DEPLOY / "Containerfile").read_text().splitlines()
     assert not [line for line in lines if word in line and not line.startswith("#")]
+
+
+def test_only_an_empty_folder_is_its_users() -> None:
+    copied = [line for line in (DEPLOY / "Containerfile").read_text().splitlines() if line.startswith("COPY")]
+    assert copied == ["COPY --chown=0:0 opt /opt", "COPY --chown=10001:10001 state /state"]
