@@ -141,11 +141,13 @@ def kind_name(value: object) -> str:
 
 
 def one_of(field: Field, values: tuple[Any, ...]) -> str:
-    if not values:
+    """A sentence that names every value: whoever reads it decides by it."""
+    named = ["the digest of its configuration" if value == CONFIGURATION_DIGEST else show(value) for value in values]
+    if not named:
         return f"{field.label} has no value that is accepted."
-    if len(values) == 1:
-        return f"{field.label} must be {show(values[0])}."
-    return f"{field.label} must be one of {show(values)}."
+    if len(named) == 1:
+        return f"{field.label} must be {named[0]}."
+    return f"{field.label} must be one of {', '.join(named)}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +277,7 @@ class Texts(Kind):
         accepted = value if isinstance(value, tuple) else ()
         if not self.each:
             return one_of(field, accepted)
-        return f"{field.label}: only {show(accepted)}." if accepted else f"{field.label}: none may."
+        return f"{field.label}: only {', '.join(accepted)}." if accepted else f"{field.label}: none may."
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,14 @@ from cloister.attest.appraise import appraisal_report
 from cloister.attest.policy import Policy
 from cloister.attest.policy_toml import MAX_POLICY_TEXT, parse_policy
 from cloister.attest.steps import Steps
+from cloister.attest.types import Claims, Configuration
 from cloister.attest.verify import verify
 from cloister.base.errors import CloisterError, InvalidInput
 from cloister.cli.evidence import add_evidence_arguments, from_hex, read_presented
 from cloister.cli.files import read_text
 from cloister.cli.output import Output, show_error
 from cloister.cli.verdict import UNUSABLE, Findings, failed
+from cloister.crypto.digest import same
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +101,16 @@ def _verify_file(args: argparse.Namespace, out: Output) -> int:
     findings.appraisal(report, policy)
     if expected is None and findings.accepted:
         findings.warnings.append("without --report-data nothing shows that the evidence is fresh, or made for you")
+    if findings.accepted and not _is_attested(presented.configuration, verified.claims):
+        findings.warnings.append(
+            "only --report-data that was made over its digest ties the configuration to the evidence"
+        )
     return findings.show(out)
+
+
+def _is_attested(configuration: Configuration | None, claims: Claims) -> bool:
+    """Whether the evidence itself holds the digest of a configuration that was given."""
+    return configuration is None or same(claims.configuration_digest[: len(configuration.digest)], configuration.digest)
 
 
 def _is_text(body: bytes) -> bool:

@@ -347,6 +347,15 @@ def test_an_explanation_reads_as_sentences(case_of: Any) -> None:
     assert "Security advisories that apply to the platform: only INTEL-SA-1, INTEL-SA-2." in lines
 
 
+def test_an_explanation_names_every_value(case_of: Any) -> None:
+    snp = case_of(TeeType.SEV_SNP)
+    many = [bytes([n]) * 48 for n in range(1, 20)]
+    snp.rule |= {"measurement": many, "host_data": ["configuration-digest", b"h" * 32]}
+    lines = [line.text for line in explain_policy(snp.policy())]
+    assert f"The launch measurement must be one of {', '.join(value.hex() for value in many)}." in lines
+    assert f"HOST_DATA must be one of {(b'h' * 32).hex()}, the digest of its configuration." in lines
+
+
 def test_a_policy_from_what_is_seen_accepts_that_and_no_other_measurement(case: Any) -> None:
     verified = case.verified()
     policy = policy_for(verified.claims, case.configuration)

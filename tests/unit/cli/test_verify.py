@@ -82,6 +82,7 @@ def test_accepted(files: Files, run: Run) -> None:
     assert "attestation.md 6.1" in lines[0]
     assert lines[-1] == "accepted: insecure-simulation, by rule lab"
     assert any("warning: insecure-simulation" in line for line in lines)
+    assert "ties the configuration" not in out
     assert not any(line.startswith(("FAIL", "SKIP")) for line in lines)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cloister.attest.configuration import configure
 from cloister.cli.main import main
 
 # folder: (the file, whether it is accepted under the policy observed from it, the code of the refusal otherwise)
@@ -88,3 +89,18 @@ def test_debug_is_refused_under_a_policy_that_allows_everything_else(
         assert main(["verify", *words, "--policy", str(policy), "--json"]) == 1
         result = json.loads(capsys.readouterr().out)
         assert "debug-not-allowed" in [step["code"] for step in result["steps"]]
+
+
+def test_a_configuration_that_nothing_ties_to_the_evidence_is_warned_of(
+    evidence_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evidence of simulation holds the digest itself; a Nitro document can only be bound to it by report data."""
+    words = arguments(evidence_dir, "nitro/prod-2025")
+    assert main(["policy", "observe", *words]) == 0
+    policy, configuration = tmp_path / "policy.toml", tmp_path / "configuration"
+    policy.write_text(capsys.readouterr().out)
+    configuration.write_bytes(configure({"isolation": "strict"}).encoded)
+    assert main(["verify", *words, "--policy", str(policy)]) == 0
+    assert "ties the configuration" not in capsys.readouterr().out
+    assert main(["verify", *words, "--policy", str(policy), "--configuration", str(configuration)]) == 0
+    assert "ties the configuration to the evidence" in capsys.readouterr().out
