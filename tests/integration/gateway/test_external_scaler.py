@@ -9,6 +9,8 @@ from collections.abc import Callable
 import grpc
 import grpc.aio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.control.gateway.keda import MAX_MESSAGE, read_metrics_request, read_scaled_object
@@ -182,6 +184,15 @@ def test_malformed_messages_are_refused(data: bytes) -> None:
         with pytest.raises(InvalidInput) as caught:
             read(data)
         assert caught.value.code == "scaler-message"
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
+    for read in (read_scaled_object, read_metrics_request):
+        try:
+            read(data)
+        except InvalidInput as error:
+            assert error.code == "scaler-message"
 
 
 def test_what_a_later_version_adds_is_skipped() -> None:
