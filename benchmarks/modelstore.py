@@ -26,6 +26,7 @@ from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.modelstore.directory import DirectoryStore
 from cloister.adapters.modelstore.opened import open_store
+from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import Place
 from cloister.base.ids import ModelId
 
@@ -58,7 +59,7 @@ def fetch(where: str, mib: int, parallel: int) -> dict[str, float]:
     from cloister.runtime.chunks import IncomingFile, Reading
     from cloister.wire.manifest import FileEntry
 
-    store = open_store(where, HttpClient(SystemClock()), SystemClock())
+    store = open_store(where, HttpClient(SystemClock()), Patience(SystemClock()))
     entry = FileEntry(NAME, mib * CHUNK, b"")
     file = IncomingFile(entry, BufferPool(1 << 32).take(entry.size))
     resident = _status("VmRSS")

@@ -10,6 +10,7 @@ from typing import Any
 
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.modelstore.opened import open_for_publishing
+from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import Place
 from cloister.attest.policy import Policy
 from cloister.base.errors import InvalidInput
@@ -156,7 +157,7 @@ class Ownership:
 
     def _upload(self, packing: Packing, where: str | None, progress: Progress) -> None:
         """Files first, then the manifest, the hint last; each whole or not at all."""
-        store = open_for_publishing(where or self.profile.store, SystemClock())
+        store = open_for_publishing(where or self.profile.store, Patience(SystemClock()))
         place = Place(packing.manifest.model, packing.digest)
         done, total = 0, packing.manifest.stored_size
 

@@ -17,6 +17,7 @@ from cloister.adapters.http.server import HttpServer
 from cloister.adapters.keyservice import HttpTransport, KeyServiceLink, VolatileHeads
 from cloister.adapters.logs import EventLog
 from cloister.adapters.modelstore.opened import open_store
+from cloister.adapters.modelstore.patience import Patience
 from cloister.attest.bundle import TrustBundle, open_bundle
 from cloister.attest.types import Attester, CollateralSource
 from cloister.base.clock import Clock
@@ -162,7 +163,7 @@ def compose(
         link=link,
         attester=attester,
         identity=identity,
-        store=open_store(store, client, clock),
+        store=open_store(store, client, Patience(clock)),
         clock=clock,
         log=log,
         bundle_digest=trusted.digest,

@@ -11,6 +11,7 @@ import pytest
 
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.modelstore.opened import open_for_publishing
+from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import Place, PublishingStore
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.ids import ModelId
@@ -33,7 +34,7 @@ def server() -> Iterator[S3Server]:
 
 
 def store(server: S3Server, user: str, prefix: str = "prod") -> PublishingStore:
-    return open_for_publishing(server.url("models", prefix, user=user), SystemClock())
+    return open_for_publishing(server.url("models", prefix, user=user), Patience(SystemClock()))
 
 
 def test_a_publisher_can_publish_and_a_reader_read(server: S3Server) -> None:

@@ -27,9 +27,10 @@ import importlib.metadata, json, sys
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.modelstore.opened import open_store
+from cloister.adapters.modelstore.patience import Patience
 import cloister.adapters.process, cloister.cli.runtime, cloister.runtime.app, uvloop
 import cloister.engines.onnx
-open_store(sys.argv[1], HttpClient(SystemClock()), SystemClock())
+open_store(sys.argv[1], HttpClient(SystemClock()), Patience(SystemClock()))
 owners = importlib.metadata.packages_distributions()
 names = {name.partition(".")[0] for name in sys.modules}
 print(json.dumps(sorted(name for name in names if name in owners and not name.startswith("_"))))
@@ -39,12 +40,13 @@ QUIET = """
 import os
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.modelstore.opened import open_for_publishing
+from cloister.adapters.modelstore.patience import Patience
 from cloister.testing.syscalls import forbid_sockets_and_written_files
 import obstore
 forbid_sockets_and_written_files()
-open_for_publishing("s3://bucket/prefix?region=eu-central-1&anonymous=true", SystemClock())
-open_for_publishing("gs://bucket/prefix?anonymous=true", SystemClock())
-open_for_publishing("az://bucket/prefix?account=somebody&anonymous=true", SystemClock())
+open_for_publishing("s3://bucket/prefix?region=eu-central-1&anonymous=true", Patience(SystemClock()))
+open_for_publishing("gs://bucket/prefix?anonymous=true", Patience(SystemClock()))
+open_for_publishing("az://bucket/prefix?account=somebody&anonymous=true", Patience(SystemClock()))
 print(len(os.listdir("/proc/self/task")), flush=True)
 os._exit(0)
 """

@@ -55,7 +55,7 @@ class ObjectStore:
 
     def read(self, place: Place, name: str, *, limit: int) -> bytes:
         """See the port."""
-        return self._read(place.path(name), place.model, name, limit)
+        return self._read(place.path(name), place.model, name, limit, self._patience)
 
     def read_into(self, place: Place, name: str, offset: int, out: memoryview) -> None:
         """See the port. A connection that is cut is continued from the byte reached, while the ETag is the same."""
@@ -92,7 +92,7 @@ class ObjectStore:
     def latest(self, model: ModelId) -> Place | None:
         """See the port."""
         try:
-            return read_hint(model, self._read(latest_path(model), model, "latest", _HINT))
+            return read_hint(model, self._read(latest_path(model), model, "latest", _HINT, self._patience.brief()))
         except Unavailable as error:
             if error.code == "model-not-found":
                 return None
@@ -181,7 +181,7 @@ class ObjectStore:
             self._writer = self._open(_PART_ATTEMPT, {"max_retries": 8, "retry_timeout": timedelta(minutes=3)})
         return self._writer
 
-    def _read(self, path: str, model: ModelId, name: str, limit: int) -> bytes:
+    def _read(self, path: str, model: ModelId, name: str, limit: int, patience: Patience) -> bytes:
         def attempt(_for_s: float) -> bytes:
             try:
                 answer = self._obstore.get(self._reader, path)
@@ -194,7 +194,7 @@ class ObjectStore:
                 raise failures.too_long(name, limit)
             return found
 
-        return self._patience.insist(attempt)
+        return patience.insist(attempt)
 
     def _stored(self, path: str, model: ModelId, name: str) -> int | None:
         """How long a file is; None where there is none."""

@@ -15,11 +15,10 @@ from cloister.adapters.modelstore.object_url import SCHEMES, is_object_url, pars
 from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import ModelStore, PublishingStore
 from cloister.adapters.modelstore.ranged import HttpStore
-from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput
 
 
-def open_store(where: str, client: HttpClient, clock: Clock) -> ModelStore:
+def open_store(where: str, client: HttpClient, patience: Patience) -> ModelStore:
     """To read from.
 
     :param client: for HTTP.
@@ -27,8 +26,8 @@ def open_store(where: str, client: HttpClient, clock: Clock) -> ModelStore:
     :raises Unavailable: ``objectstores-missing``.
     """
     if where.startswith(("http://", "https://")):
-        return HttpStore(client, where, Patience(clock))
-    return open_for_publishing(where, clock)
+        return HttpStore(client, where, patience)
+    return open_for_publishing(where, patience)
 
 
 def check(where: str) -> None:
@@ -46,7 +45,7 @@ def check(where: str) -> None:
         )
 
 
-def open_for_publishing(where: str, clock: Clock) -> PublishingStore:
+def open_for_publishing(where: str, patience: Patience) -> PublishingStore:
     """To write to, too.
 
     :raises InvalidInput: ``store-read-only``; as :func:`open_store`. :raises Unavailable: ``objectstores-missing``.
@@ -55,7 +54,7 @@ def open_for_publishing(where: str, clock: Clock) -> PublishingStore:
     if is_object_url(where):
         from cloister.adapters.modelstore.objects import ObjectStore
 
-        return ObjectStore(parse(where), Patience(clock))
+        return ObjectStore(parse(where), patience)
     if where.startswith(("http://", "https://")):
         raise InvalidInput(
             "store-read-only",

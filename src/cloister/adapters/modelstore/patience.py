@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from cloister.base.clock import Clock
@@ -32,6 +32,10 @@ class Patience:
     first_s: float = 0.1
     longest_s: float = 5.0
     pause: Callable[[float], None] = time.sleep
+
+    def brief(self) -> Patience:
+        """For what somebody waits for who can as well ask again."""
+        return replace(self, attempts=min(2, self.attempts), deadline_s=min(10.0, self.deadline_s))
 
     def insist(self, act: Callable[[float], T]) -> T:
         """The result of ``act``, which is told how many seconds it may take.

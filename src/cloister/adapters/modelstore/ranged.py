@@ -40,7 +40,7 @@ class HttpStore:
 
     def read(self, place: Place, name: str, *, limit: int) -> bytes:
         """See the port."""
-        return self._read(place.path(name), place.model, name, limit)
+        return self._read(place.path(name), place.model, name, limit, self._patience)
 
     def read_into(self, place: Place, name: str, offset: int, out: memoryview) -> None:
         """See the port. A connection that is cut is continued from the byte reached, while the ETag is the same."""
@@ -74,13 +74,13 @@ class HttpStore:
     def latest(self, model: ModelId) -> Place | None:
         """See the port."""
         try:
-            return read_hint(model, self._read(latest_path(model), model, "latest", _HINT))
+            return read_hint(model, self._read(latest_path(model), model, "latest", _HINT, self._patience.brief()))
         except Unavailable as error:
             if error.code == "model-not-found":
                 return None
             raise
 
-    def _read(self, path: str, model: ModelId, name: str, limit: int) -> bytes:
+    def _read(self, path: str, model: ModelId, name: str, limit: int, patience: Patience) -> bytes:
         def attempt(for_s: float) -> bytes:
             with self._client.open("GET", self._origin, self._prefix + path, deadline_s=for_s) as answer:
                 if answer.status != 200:
@@ -92,7 +92,7 @@ class HttpStore:
                         raise failures.too_long(name, limit) from error
                     raise
 
-        return self._patience.insist(lambda for_s: _told(lambda: attempt(for_s)))
+        return patience.insist(lambda for_s: _told(lambda: attempt(for_s)))
 
     def _failure(self, answer: BlockingAnswer, model: ModelId, name: str) -> CloisterError:
         if answer.status < 300:

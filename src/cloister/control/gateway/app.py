@@ -19,6 +19,7 @@ from cloister.adapters.http.limits import ClientLimits, ServerLimits
 from cloister.adapters.http.server import HttpServer
 from cloister.adapters.logs import EventLog
 from cloister.adapters.modelstore import opened
+from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import ModelStore
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Unavailable
@@ -207,11 +208,13 @@ def _policies(pool: PoolSettings) -> tuple[Packer[Any], Balancer[Any], Scaler[An
 
 
 def open_store(url: str, clock: Clock) -> ModelStore | None:
-    """As ``adapters.modelstore.opened`` knows them; None for nothing.
+    """As ``adapters.modelstore.opened`` knows them; None for nothing. Lookups are few at a time: none may take long.
 
     :raises CloisterError: as ``opened.open_store``.
     """
-    return opened.open_store(url, HttpClient(clock), clock) if url else None
+    if not url:
+        return None
+    return opened.open_store(url, HttpClient(clock), Patience(clock, attempts=2, deadline_s=10.0, attempt_s=5.0))
 
 
 async def serve(

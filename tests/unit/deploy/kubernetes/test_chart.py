@@ -237,6 +237,7 @@ def test_policies_can_name_what_the_runtimes_are(example: dict[str, Any], render
         ({"trust": {"bundleConfigMap": ""}}, "trust.bundleConfigMap is not set"),
         ({"trust": {"bundleRoot": "5F"}}, "/trust/bundleRoot"),
         ({"store": {"url": "/srv/models"}}, "/store/url"),
+        ({"store": {"url": "ftp://models"}}, "/store/url"),
         ({"store": {"url": ""}}, "store.url is not set"),
     ],
 )
