@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from cloister.adapters.collateral.bundle import (
 from cloister.adapters.collateral.directory import FILES, DirectoryCollateral
 from cloister.adapters.collateral.fetch import Fetcher
 from cloister.adapters.collateral.intel_pcs import INTEL, IntelPcs
-from cloister.adapters.collateral.subject import subject_of
+from cloister.adapters.collateral.subject import AmdSubject, certificate_der, subject_of
 from cloister.adapters.collateral.vendors import VendorCollateral
 from cloister.attest.anchors import production_anchors
+from cloister.attest.snp.certificates import VEK_FILE, Signer
 from cloister.attest.types import CollateralSource, Evidence
 from cloister.base.errors import InvalidInput
 from cloister.base.limits import MAX_COLLATERAL_BUNDLE, MAX_EVIDENCE
+from cloister.cli.evidence import evidence_of
 from cloister.cli.files import read_file
 from cloister.cli.output import Output, show_error
 
@@ -92,7 +95,7 @@ def _evidence(args: argparse.Namespace) -> tuple[Evidence, ...]:
         name, _, path = text.partition(":")
         if name not in _TEES or not path:
             raise InvalidInput("argument", f"--evidence {text!r} is not TEE:FILE with a TEE of {', '.join(_TEES)}")
-        found.append(Evidence(_TEES[name], read_file(Path(path), limit=MAX_EVIDENCE, what="evidence")))
+        found.append(evidence_of(_TEES[name], read_file(Path(path), limit=MAX_EVIDENCE, what="evidence")))
     if args.directory is not None and len(found) != 1:
         raise InvalidInput("argument", "--directory holds the collateral of one platform: give one --evidence")
     return tuple(found)
@@ -111,8 +114,12 @@ def _bundle(path: Path, evidence: tuple[Evidence, ...], source: CollateralSource
     entries: dict[str, Entry] = {}
     for item in evidence:
         subject = subject_of(item)
-        if subject is not None and subject.key not in entries:
-            entries[subject.key] = Entry(subject.key, int(now), source.collateral(item))
+        if subject is None or subject.key in entries:
+            continue
+        collateral = source.collateral(item)
+        if isinstance(subject, AmdSubject) and subject.signer is Signer.VLEK and VEK_FILE in collateral.files:
+            subject = replace(subject, vek=certificate_der(collateral.files[VEK_FILE]))  # which is what names it
+        entries[subject.key] = Entry(subject.key, int(now), collateral)
     bundle = make_bundle(entries.values(), production_anchors(), now)
     write_atomically(path, bundle.encode())
     out.result(

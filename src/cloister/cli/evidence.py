@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from cloister.adapters.clock import SystemClock
@@ -12,6 +14,8 @@ from cloister.adapters.collateral.configured import VENDORS, open_collateral
 from cloister.adapters.collateral.subject import subject_of
 from cloister.attest.anchors import TrustAnchors, production_anchors
 from cloister.attest.configuration import decode_configuration
+from cloister.attest.snp.certificates import CERT_TABLE, cert_table
+from cloister.attest.snp.parse import REPORT_SIZE
 from cloister.attest.types import Claims, Collateral, Configuration, Evidence, TeeType
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import MAX_COLLATERAL, MAX_CONFIGURATION, MAX_EVIDENCE
@@ -92,16 +96,16 @@ def read_presented(args: argparse.Namespace) -> Presented:
     if args.at is not None and not 0 <= args.at < 2**40:
         raise InvalidInput("argument", f"--at {args.at} is no Unix time")
     tee = TEES[args.tee]
-    names = _COLLATERAL[tee]
-    if names and args.collateral is None:
-        raise InvalidInput("argument", f"evidence of {tee} needs --collateral DIR with {', '.join(names)}")
     evidence, problem = Evidence(tee, b""), None
     try:
-        evidence = Evidence(tee, read_file(args.evidence, limit=MAX_EVIDENCE, what="evidence"))
+        evidence = evidence_of(tee, read_file(args.evidence, limit=MAX_EVIDENCE, what="evidence"))
     except InvalidInput as error:
         if error.code != "file-too-long":
             raise
         problem = Problem("parse", InvalidInput("evidence-too-long", error.message), "attestation.md 2.1")
+    names = _COLLATERAL[tee]
+    if names and args.collateral is None and not evidence.endorsements:
+        raise InvalidInput("argument", f"evidence of {tee} needs --collateral DIR with {', '.join(names)}")
     configuration = None
     if args.configuration is not None:
         configuration = decode_configuration(
@@ -122,6 +126,19 @@ def read_presented(args: argparse.Namespace) -> Presented:
     )
 
 
+def evidence_of(tee: TeeType, data: bytes) -> Evidence:
+    """A file's bytes as evidence: behind an SEV-SNP report the host's certificate table may stand.
+
+    That is how tools write the answer to an extended guest request. The report itself is read as strictly as ever.
+    """
+    table = data[REPORT_SIZE:]
+    if tee is TeeType.SEV_SNP and table:
+        with suppress(InvalidInput):
+            if cert_table(table):
+                return Evidence(tee, data[:REPORT_SIZE], MappingProxyType({CERT_TABLE: table}))
+    return Evidence(tee, data)
+
+
 def anchors_of(args: argparse.Namespace) -> TrustAnchors:
     """The vendors' roots, and the simulation keys that were named.
 
@@ -134,22 +151,17 @@ def anchors_of(args: argparse.Namespace) -> TrustAnchors:
 
 
 def _collateral(source: str | None, evidence: Evidence) -> Collateral:
-    """:raises Unavailable: ``collateral-unavailable`` of a service. :raises InvalidInput: of a folder or file."""
+    """:raises Unavailable: ``collateral-unavailable`` of a service or bundle.
+
+    :raises InvalidInput: the source cannot be used.
+    """
     if source is None:
         return Collateral()
     path = Path(source)
-    online = source == VENDORS or source.startswith(("http://", "https://"))
-    if online or path.is_file():
+    if source == VENDORS or source.startswith(("http://", "https://")) or path.is_file():
         # A service's clock is the machine's, whatever --at says: it gives what is valid now.
         opened = open_collateral(source, production_anchors(), SystemClock())
-        if not _names_a_platform(evidence):
-            return Collateral()
-        try:
-            return opened.collateral(evidence)
-        except Unavailable as error:
-            if online:
-                raise
-            raise InvalidInput("argument", f"--collateral {path}: {error.message}", hint=error.hint) from error
+        return opened.collateral(evidence) if _names_a_platform(evidence) else Collateral()
     if not path.is_dir():
         raise InvalidInput("argument", f"--collateral {path} is neither a folder nor a bundle file")
     files = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 from pathlib import Path
 
 import pytest
 
 from cloister.attest.configuration import configure
 from cloister.cli.main import main
+from cloister.testing.evidence_snp import build_cert_table
 
 # folder: (the file, whether it is accepted under the policy observed from it, the code of the refusal otherwise)
 CASES = {
@@ -104,3 +106,79 @@ def test_a_configuration_that_nothing_ties_to_the_evidence_is_warned_of(
     assert "ties the configuration" not in capsys.readouterr().out
     assert main(["verify", *words, "--policy", str(policy), "--configuration", str(configuration)]) == 0
     assert "ties the configuration to the evidence" in capsys.readouterr().out
+
+
+def extended(folder: Path, kind: str) -> bytes:
+    """The recorded report with its chain behind it, as the answer to an extended guest request."""
+    chain = (folder / "ask_ark.pem").read_text().partition("-----END CERTIFICATE-----\n")
+    upper, root = "".join(chain[:2]), chain[2]
+    table = {
+        "ark": ssl.PEM_cert_to_DER_cert(root),
+        "ask": ssl.PEM_cert_to_DER_cert(upper),
+        kind: (folder / "vek.der").read_bytes(),
+    }
+    return (folder / "report.bin").read_bytes() + build_cert_table(table)
+
+
+@pytest.mark.parametrize(("vector", "kind"), [("genoa-v5-vcek", "vcek"), ("milan-v3-vlek-aws", "vlek")])
+def test_a_report_with_the_hosts_certificate_table_behind_it(
+    evidence_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], vector: str, kind: str
+) -> None:
+    folder = evidence_dir / "sev-snp" / vector
+    at = str(json.loads((folder / "meta.json").read_text())["verify_at"])
+    whole, policy, bundle = tmp_path / "extended.bin", tmp_path / "policy.toml", tmp_path / "bundle.cbor"
+    whole.write_bytes(extended(folder, kind))
+    words = ["--tee", "sev-snp", "--at", at, "--evidence"]
+    assert main(["policy", "observe", *words, str(whole)]) == 0  # the table brings all that is needed
+    policy.write_text(capsys.readouterr().out)
+    assert main(["verify", *words, str(whole), "--policy", str(policy)]) == 0
+    assert main(["verify", *words, str(whole), "--policy", str(policy), "--collateral", str(folder)]) == 0
+    assert (
+        main(
+            [
+                "collateral",
+                "bundle",
+                "--output",
+                str(bundle),
+                "--evidence",
+                f"sev-snp:{whole}",
+                "--directory",
+                str(folder),
+                "--at",
+                at,
+            ]
+        )
+        == 0
+    )
+    for evidence in (whole, folder / "report.bin"):
+        assert main(["verify", *words, str(evidence), "--policy", str(policy), "--collateral", str(bundle)]) == 0
+    capsys.readouterr()
+    report = (folder / "report.bin").read_bytes()
+    for behind in (b"\x01", b"\x01" * 16, bytes(24), b"\xff" * 4096, extended(folder, kind)[1184:1200]):
+        whole.write_bytes(report + behind)
+        command = ["verify", *words, str(whole), "--policy", str(policy), "--collateral", str(folder), "--json"]
+        assert main(command) == 1
+        steps = json.loads(capsys.readouterr().out)["steps"]
+        assert [step["code"] for step in steps if step["verdict"] == "FAIL"] == ["snp-report-length"]
+
+
+def test_a_vlek_is_bundled_from_a_folder_and_found_by_its_signature(
+    evidence_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report names no chip, so nothing but the signature says which certificate is its own."""
+    folder, bundle = evidence_dir / "sev-snp" / "milan-v3-vlek-aws", tmp_path / "bundle.cbor"
+    at = str(json.loads((folder / "meta.json").read_text())["verify_at"])
+    given = ["--evidence", f"sev-snp:{folder / 'report.bin'}", "--directory", str(folder), "--at", at]
+    assert main(["collateral", "bundle", "--output", str(bundle), *given]) == 0
+    assert main(["collateral", "verify", str(bundle), "--at", at]) == 0
+    words = ["--tee", "sev-snp", "--at", at, "--collateral", str(bundle), "--evidence"]
+    capsys.readouterr()
+    assert main(["policy", "observe", *words, str(folder / "report.bin")]) == 0
+    policy, other = tmp_path / "policy.toml", tmp_path / "other.bin"
+    policy.write_text(capsys.readouterr().out)
+    assert main(["verify", *words, str(folder / "report.bin"), "--policy", str(policy)]) == 0
+    changed = bytearray((folder / "report.bin").read_bytes())
+    changed[0x50] ^= 1
+    other.write_bytes(changed)
+    assert main(["verify", *words, str(other), "--policy", str(policy)]) == 1
+    assert "nothing for sev-snp/vlek/" in capsys.readouterr().out

@@ -17,9 +17,13 @@ from typing import Final
 
 from cloister.adapters.collateral.check import check_collateral, check_subject
 from cloister.adapters.collateral.directory import FILES
-from cloister.adapters.collateral.subject import certificate_der, subject_named, subject_of
+from cloister.adapters.collateral.subject import VLEKS, AmdSubject, certificate_der, subject_named, subject_of
+from cloister.attest import x509
 from cloister.attest.anchors import TrustAnchors
-from cloister.attest.snp.certificates import VEK_FILE
+from cloister.attest.snp.certificates import VEK_FILE, Signer
+from cloister.attest.snp.parse import SnpReport
+from cloister.attest.snp.parse import parse as parse_report
+from cloister.attest.snp.verify import check_signature
 from cloister.attest.types import Collateral, Evidence, TeeType
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import MAX_COLLATERAL, MAX_COLLATERAL_BUNDLE, MAX_COLLATERAL_ENTRIES
@@ -209,6 +213,8 @@ class BundleCollateral:
         if subject is None:
             return Collateral()
         entry = self._entries.get(subject.key)
+        if entry is None and isinstance(subject, AmdSubject) and subject.signer is Signer.VLEK and subject.vek is None:
+            entry = self._signer_of(evidence)
         if entry is None:
             raise Unavailable(
                 "collateral-unavailable",
@@ -216,3 +222,19 @@ class BundleCollateral:
                 hint="Make a new one that includes this platform: `cloister collateral bundle`.",
             )
         return entry.collateral
+
+    def _signer_of(self, evidence: Evidence) -> Entry | None:
+        """A VLEK is named by its certificate; where that did not come along, it is the one whose key signed."""
+        report = parse_report(evidence.body)
+        vleks = (entry for key, entry in self._entries.items() if key.startswith(VLEKS))
+        return next((entry for entry in vleks if _signed(report, entry)), None)
+
+
+def _signed(report: SnpReport, entry: Entry) -> bool:
+    """Only which entry to try: verification checks the signature again, under a chain that is AMD's."""
+    try:
+        vek = certificate_der(entry.collateral.files.get(VEK_FILE, b""))
+        check_signature(report, x509.load_certificate(vek, VEK_FILE))
+    except CloisterError:
+        return False
+    return True

@@ -10,6 +10,7 @@ import hashlib
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from cloister.attest.dcap.chain import PCK_CAS, read_chain
 from cloister.attest.dcap.parse import parse as parse_quote
@@ -19,6 +20,8 @@ from cloister.attest.snp.parse import parse as parse_report
 from cloister.attest.snp.tcb import PRODUCTS
 from cloister.attest.types import Evidence, TeeType
 from cloister.base.errors import InvalidInput
+
+VLEKS: Final = "sev-snp/vlek/"  # begins the name of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class AmdSubject:
     def key(self) -> str:
         """The name under which its collateral is kept."""
         if self.signer is Signer.VLEK:
-            return f"sev-snp/vlek/{hashlib.sha256(self.vek or b'').hexdigest()[:32]}"
+            return f"{VLEKS}{hashlib.sha256(self.vek or b'').hexdigest()[:32]}"
         return f"sev-snp/vcek/{self.chip_id.hex()}/{self.tcb.hex()}"
 
 
