@@ -142,4 +142,4 @@ class RunningContainer:
 
     def kill(self) -> None:
         """End and remove it, whatever it does."""
-        self.engine.call("rm", "--force", self.id, check=False)
+        self.engine.call("rm", "--force", "--volumes", self.id, check=False)

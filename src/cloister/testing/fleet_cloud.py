@@ -37,20 +37,24 @@ class FleetCloud(ImageCloud):
     def start_gateway(self, keyservice: str) -> str:
         """The runtimes, and a gateway before them; returns its address."""
         del keyservice  # runtimes know it by its name
-        trust = self.folder / "trust"
-        trust.mkdir(exist_ok=True)
-        for name in ("bundle.cbor", "simulation.key"):
-            shutil.copyfile(self.folder / name, trust / name)
-            (trust / name).chmod(0o644)  # the image's user reads it; a simulated platform's key protects nothing
+        self.share_trust()
         while len(self.runtimes) < self.instances:
             self.runtimes.append(self.start_runtime())
         file = self.folder / "gateway.toml"
         file.write_text(self._gateway_configuration(""))
         mounts = ("--volume", f"{file}:/etc/cloister/gateway.toml:ro", "--volume", f"{self.store}:/store:ro")
         words = ("gateway", "--config", "/etc/cloister/gateway.toml", "--state", "/state", "--listen", "0.0.0.0:8080")
-        options = ("--network", self.network, *mounts, "--tmpfs", "/state:rw,mode=1777")
+        options = ("--network", self.network, *mounts, "--volume", "/state")  # a new one, its user's as the image's is
         self.gateway = self.engine.start(self.gateway_image, words, options)
         return self.answers(self.gateway, "gateway")
+
+    def share_trust(self) -> None:
+        """What runtimes need, where the image's user may read it; a simulated platform's key protects nothing."""
+        trust = self.folder / "trust"
+        trust.mkdir(exist_ok=True)
+        for name in ("bundle.cbor", "simulation.key"):
+            shutil.copyfile(self.folder / name, trust / name)
+            (trust / name).chmod(0o644)
 
     def start_runtime(self) -> RunningContainer:
         """One more."""
