@@ -26,7 +26,8 @@ from cloister.adapters.witness import HttpWitness, WitnessPort
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.keyservice.app import begin
-from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.root import root_of
 from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.settings import Settings

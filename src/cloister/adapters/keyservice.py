@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, Protocol
 
 from cloister.adapters.http.blocking import HttpClient
@@ -34,6 +36,13 @@ from cloister.wire.cbor import Fields
 MAX_DESCRIPTION: Final = MAX_EVIDENCE + MAX_COLLATERAL + 16384
 MAX_REPLY: Final = 4 * MAX_CALL
 UNCONFIRMED: Final = "keyservice-unconfirmed"
+# What a KeyService of several replicas says, or the way to it, while another one takes over.
+_TAKE_OVER: Final = frozenset({
+    "bad-gateway-answer", "call-epoch-gone", "keyservice-closing", "keyservice-leader-away", "keyservice-no-leader",
+    "keyservice-rolled-back", "keyservice-unreachable", "keyservice-superseded", "shutting-down", UNCONFIRMED,
+})  # fmt: skip
+_TAKE_OVER_S: Final = 20.0  # how long one is waited for
+_TAKE_OVER_PAUSE_S: Final = 0.5
 NO_ROLLBACK_PROTECTION: Final = "none"
 WITNESSES: Final = "witnesses"
 _MAX_PROOF_REPLY: Final = 4096
@@ -233,6 +242,7 @@ class KeyServiceLink:
         self._heads = heads
         self._attested: AttestedKeyService | None = None
         self._unconfirmed: Unavailable | None = None
+        self._replicated = False
         self._lock = threading.Lock()
         self._heads_lock = threading.Lock()
 
@@ -265,6 +275,8 @@ class KeyServiceLink:
             now=self._clock.now(),
         )
         self._unconfirmed = None
+        replicas = attested.appraisal.configuration.values.get("replicas", 0)
+        self._replicated = type(replicas) is int and replicas > 1
         try:
             self._check_status(description)
         except Unavailable as error:
@@ -345,22 +357,36 @@ class KeyServiceLink:
             ) from error
 
     def call(self, kind: str, body: Callable[[AttestedKeyService], bytes], keys: tuple[SecretBytes, ...] = ()) -> Any:
-        """One sealed call; attests again, once, when the epoch ended meanwhile.
+        """One sealed call; attests again, once, when the epoch ended meanwhile, and as often as it takes while one of
+        several replicas takes over.
 
         :param body: makes the body for the KeyService it goes to, and is called again after a new attestation.
         :raises CloisterError: whatever the KeyService answered.
         """
-        for attempt in (1, 2):
-            attested = self.attested() if kind == calls.QUERY else self._confirmed()
-            pending = calls.seal_call(attested.description, kind, body(attested), keys)
+        until = self._clock.monotonic() + _TAKE_OVER_S
+        for attempt in count(1):
             try:
+                attested = self.attested() if kind == calls.QUERY else self._confirmed()
+                pending = calls.seal_call(attested.description, kind, body(attested), keys)
                 reply = self._transport.post("/v1/call", pending.data, limit=MAX_REPLY)
                 return calls.open_reply(pending, reply)
-            except Unavailable as error:
-                if error.code != "call-epoch-gone" or attempt == 2:
+            except (Unavailable, Tampered) as error:
+                again = error.code == "call-epoch-gone" and attempt == 1
+                if not again and not self._takes_over(error, until, attempt):
                     raise
                 self.forget()
         raise AssertionError
+
+    def _takes_over(self, error: CloisterError, until: float, attempt: int) -> bool:
+        """Whether it is worth while to ask again: there are replicas, and time; waits a little.
+
+        One that leads no more and has not noticed shows an older head for some seconds; if it lasts it is an attack.
+        """
+        late = self._clock.monotonic() >= until or attempt * _TAKE_OVER_PAUSE_S >= _TAKE_OVER_S
+        if not self._replicated or error.code not in _TAKE_OVER or late:
+            return False
+        time.sleep(_TAKE_OVER_PAUSE_S)
+        return True
 
     def export(self) -> tuple[ExportHeader, bytes]:
         """The log's signed head, believed and remembered as every head, and all its leaves (clause 13.13).
@@ -376,5 +402,14 @@ class KeyServiceLink:
         return header, leaves
 
     def exchange(self, path: str, body: bytes, *, limit: int) -> bytes:
-        """A plain exchange: challenges and session calls, which are protected by themselves."""
-        return self._transport.post(path, body, limit=limit)
+        """A plain exchange: challenges and session calls, which are protected by themselves. Sent again while one of
+        several replicas takes over: what was accepted before is refused then, and nothing else follows from it.
+        """
+        until = self._clock.monotonic() + _TAKE_OVER_S
+        for attempt in count(1):
+            try:
+                return self._transport.post(path, body, limit=limit)
+            except Unavailable as error:
+                if not self._takes_over(error, until, attempt):
+                    raise
+        raise AssertionError

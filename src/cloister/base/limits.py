@@ -72,9 +72,21 @@ WITNESS_DEADLINE_S: Final = 5.0  # for one exchange with a witness
 HEAD_FRESHNESS_S: Final = 120  # how old a co-signature may be for a caller: twelve intervals
 
 # --- replicas of the KeyService (clauses 13.14 ff.) ---
-MAX_REPLICAS: Final = 7  # an entry waits for the slowest of a majority; more make it slower and no safer
+MAX_REPLICAS: Final = 3  # with five, unconfirmed entries of three that led and died could leave no majority (ADR 12)
 JOIN_PATIENCE_S: Final = 60.0  # how long one that starts asks its peers for the root secret
 JOIN_RETRY_S: Final = 1.0
+REPLICA_ROWS: Final = 256  # entries in one answer to a replica that follows, and
+REPLICA_ROWS_BYTES: Final = MIB  # their bytes; one entry at least
+MAX_REPLICA_REQUEST: Final = 8 * KIB  # a position and a head with the co-signatures of all witnesses
+MAX_REPLICA_REPLY: Final = 2 * MIB  # a full answer with its frame
+REPLICA_WAIT_S: Final = 1.0  # how long one that leads holds back the answer to one that has everything
+REPLICA_DEADLINE_S: Final = 3.0  # for one exchange between replicas
+LEADER_SILENCE_S: Final = 3.0  # without an answer of one that leads, another takes over
+LEADER_JITTER_S: Final = 1.0  # and up to so much later, so that not all do at once
+FOLLOWER_SILENCE_S: Final = 6.0  # without a majority of followers, one that leads steps down
+LEADER_REST_S: Final = 10.0  # one that led without a majority lets others try so long
+LEAD_DEFERRALS: Final = 8  # how often a replica lets one with a longer log go first
+REPEATED_STATEMENTS: Final = 64  # newest entries of an identity among which a repeated statement is looked for
 
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*

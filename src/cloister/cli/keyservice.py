@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="run: where a witness of the configuration answers; once for each",
     )
     parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="run: where another replica answers; once for each, and itself may be among them",
+    )
+    parser.add_argument(
         "--from",
         dest="giver",
         action="append",
@@ -68,7 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="join: one that runs; may repeat",
     )
-    parser.add_argument("--keyservice", metavar="ID", help="join: the only KeyService to join, in hexadecimal")
+    parser.add_argument("--keyservice", metavar="ID", help="join, run: the only KeyService to join, in hexadecimal")
+    parser.add_argument(
+        "--new",
+        action="store_true",
+        help="run: where the TEE has no sealing key and no peer answers, make a new KeyService, as `init` does",
+    )
     parser.add_argument("--address", metavar="URL", help="of a running KeyService, for status")
 
 
@@ -116,7 +129,9 @@ def _init(args: argparse.Namespace, out: Output) -> int:
     tee = _tee(args, settings, clock)
     if tee.sealer is None:
         raise Unavailable(
-            "sealing-unavailable", f"{tee.attester.tee.value} has no sealing key to keep the root secret with"
+            "sealing-unavailable",
+            f"{tee.attester.tee.value} has no sealing key to keep the root secret with",
+            hint="`cloister keyservice run --new` makes a KeyService that lives as long as one of its replicas runs.",
         )
     if args.keep and (state / STORE_FILE).exists():
         root = open_root(state / ROOT_FILE, tee.sealer)
@@ -183,12 +198,14 @@ def _id(text: str | None) -> bytes | None:
 def _run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
     from cloister.adapters.collateral.configured import open_collateral
+    from cloister.adapters.http.blocking import HttpClient
+    from cloister.adapters.keyservice import HttpTransport
     from cloister.adapters.logs import JsonLog
     from cloister.adapters.process import raise_file_limit
     from cloister.adapters.process import run as run_loop
     from cloister.adapters.tee.endorsing import EndorsingAttester
     from cloister.keyservice.app import read_settings, serve, trust_bundle
-    from cloister.keyservice.joining import find_root
+    from cloister.keyservice.joining import Joining, find_root
 
     state: Path = _need(args, "state")
     host, port = _listen(args.listen)
@@ -200,7 +217,14 @@ def _run(args: argparse.Namespace, out: Output) -> int:
         tee = replace(tee, attester=EndorsingAttester(tee.attester, collateral))
     raise_file_limit()
     events = JsonLog(clock, service="keyservice")
-    root = find_root(state, tee, settings, None, clock=clock, events=events)
+    bundle = trust_bundle(args.bundle, settings, clock)
+    client = HttpClient(clock)
+    try:
+        givers = [HttpTransport(client, address) for address in args.peer]
+        joining = Joining(givers, bundle, collateral, _id(args.keyservice)) if givers and bundle else None
+        root = find_root(state, tee, settings, joining, clock=clock, events=events, new=args.new)
+    finally:
+        client.close()
     run_loop(
         serve(
             state,
@@ -211,9 +235,10 @@ def _run(args: argparse.Namespace, out: Output) -> int:
             port=port,
             clock=clock,
             collateral=collateral,
-            bundle=trust_bundle(args.bundle, settings, clock),
+            bundle=bundle,
             events=events,
             witnesses=args.witness,
+            peers=args.peer,
             tls=_tls(args),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),
         )
@@ -226,7 +251,7 @@ def _status(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
     from cloister.adapters.http.blocking import HttpClient
     from cloister.adapters.keyservice import MAX_DESCRIPTION
-    from cloister.base.limits import MAX_STATUS
+    from cloister.base.limits import KIB, MAX_STATUS
     from cloister.wire.calls import Description, verify_status
 
     address = args.address
@@ -242,6 +267,8 @@ def _status(args: argparse.Namespace, out: Output) -> int:
         nonce = secrets.token_bytes(32)
         answer = client.request("POST", address, "/v1/status", content=nonce, max_answer=MAX_STATUS).checked()
         head = verify_status(bytes(answer.body), description, nonce)
+        answer = client.request("GET", address, "/v1/replica/role", max_answer=4 * KIB).checked()
+        role = json.loads(bytes(answer.body))["role"]
     finally:
         client.close()
     out.result(
@@ -254,6 +281,7 @@ def _status(args: argparse.Namespace, out: Output) -> int:
             "root": head.root.hex(),
             "time": head.time,
             "cosigned": {item.key.hex(): item.time for item in head.cosignatures},
+            "role": role,
             "attested": False,
         }
     )

@@ -1,7 +1,8 @@
 """What keeps a KeyService from being rolled back or forked: its head is confirmed from outside (protocol.md, 13.10).
 
 :class:`Anchor` is the port; :class:`Unanchored` is ``rollback_protection: none``. Witnesses are in
-``keyservice.witnesses``; a quorum of replicas or a hardware counter would be further anchors.
+``keyservice.witnesses``, and behind a majority of replicas in ``keyservice.majority``; a hardware counter would be a
+further anchor.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class Anchor(Protocol):
     def protects(self) -> bool:
         """Whether there is anything to confirm."""
 
+    @property
+    def tentative(self) -> bool:
+        """Whether a durable entry may yet be replaced by another history, so that only confirmed heads are shown."""
+
     def start(self, source: HeadSource) -> None:
         """Begin to confirm the heads of this log."""
 
@@ -65,6 +70,9 @@ class Anchor(Protocol):
     def confirmed(self) -> LogHead | None:
         """The newest confirmed head, with its co-signatures; never waits."""
 
+    def proof(self) -> bytes:
+        """What the store shall keep beside the next entries; empty for nothing; never waits."""
+
     def time(self) -> float:
         """A Unix time that is certainly over, as far as the confirmers are honest; never waits."""
 
@@ -83,6 +91,7 @@ class Unanchored:
     """No protection, and evidence that says so."""
 
     protects = False
+    tentative = False
 
     def start(self, source: HeadSource) -> None:
         """Nothing."""
@@ -98,6 +107,10 @@ class Unanchored:
     def confirmed(self) -> LogHead | None:
         """Nothing was."""
         return None
+
+    def proof(self) -> bytes:
+        """None."""
+        return b""
 
     def time(self) -> float:
         """Unknown."""

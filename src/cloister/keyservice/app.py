@@ -27,7 +27,10 @@ from cloister.keyservice.anchor import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.handover import Donor
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.majority import MajorityAnchor
+from cloister.keyservice.peers import HttpPeer, replica_identity
 from cloister.keyservice.releases import Releases
+from cloister.keyservice.replica import Peer, Replica
 from cloister.keyservice.root import Root, make_root, new_root
 from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.server import KeyServiceServer
@@ -35,7 +38,7 @@ from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
 from cloister.keyservice.sqlite_store import SqliteRows
 from cloister.keyservice.store import Rows
-from cloister.keyservice.telemetry import Telemetry, observe_anchor
+from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_replica
 from cloister.keyservice.witnesses import WitnessAnchor
 from cloister.log.entry import Genesis
 
@@ -70,6 +73,7 @@ class Assembled:
     releases: Releases
     telemetry: Telemetry
     root: Root
+    replica: Replica | None = None
 
 
 def read_settings(path: Path | None) -> Settings:
@@ -193,11 +197,14 @@ def assemble(
     events: EventLog,
     witnesses: Sequence[WitnessPort] = (),
     bundle: Callable[[], TrustBundle] | None = None,
+    identity: bytes = b"",
+    peers: Sequence[Peer] = (),
 ) -> Assembled:
     """Everything but the transport.
 
     :param witnesses: how to reach those of the settings.
     :param bundle: the trust bundle whose digest that is; replicas need it.
+    :param identity: what this replica is counted by; :param peers: the others, and perhaps itself.
     :raises InvalidInput: ``witness-addresses``, ``bundle-missing``.
     :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
     """
@@ -205,9 +212,16 @@ def assemble(
     try:
         if settings.replicas and bundle is None:
             raise InvalidInput("bundle-missing", "replicas judge each other by the trust bundle; say --bundle FILE")
+        if bool(settings.replicas) is not bool(peers):
+            raise InvalidInput(
+                "peer-addresses",
+                f"there are {settings.replicas} replicas by the configuration, and {len(peers)} peers were named",
+                hint="Say --peer URL for each other replica; `replicas` in the configuration says how many there are.",
+            )
         anchor = make_anchor(settings, root, witnesses, clock, events)
         ledger = Ledger(SealedStore(rows, root.store_key, root.id), clock, anchor)
-        ledger.require_genesis(root.id)
+        if not settings.replicas or ledger.head().size:  # a replica that joined has nothing yet
+            ledger.require_genesis(root.id)
         configuration = settings.measured()
         epochs = Epochs(
             tee.attester,
@@ -218,6 +232,9 @@ def assemble(
             bundle_digest=bundle_digest,
             length_s=settings.epoch_s,
             grace_s=settings.epoch_grace_s,
+        )
+        replica = make_replica(
+            settings, root, ledger=ledger, anchor=anchor, identity=identity, peers=peers, clock=clock, events=events
         )
     except BaseException:
         anchor.close()
@@ -247,7 +264,9 @@ def assemble(
         donor=make_donor(settings, root, ledger=ledger, epochs=epochs, bundle=bundle, collateral=collateral),
     )
     observe_anchor(registry, anchor)
-    return Assembled(service, ledger, releases, telemetry, root)
+    if replica is not None and isinstance(anchor, MajorityAnchor):
+        observe_replica(registry, replica, anchor)
+    return Assembled(service, ledger, releases, telemetry, root, replica)
 
 
 def make_anchor(
@@ -265,12 +284,47 @@ def make_anchor(
                 hint='Add rollback_protection = "witnesses" to it; it is measured.',
             )
         return Unanchored()
-    return WitnessAnchor(
-        witnesses,
-        keys=settings.witnesses,
+
+    def asking() -> WitnessAnchor:
+        return WitnessAnchor(
+            witnesses,
+            keys=settings.witnesses,
+            threshold=settings.witness_threshold,
+            keyservice=root.id,
+            log_key=root.log_key,
+            clock=clock,
+            events=events,
+        )
+
+    anchor = asking()
+    if not settings.replicas:
+        return anchor
+    return MajorityAnchor(settings.replicas, threshold=settings.witness_threshold, witnesses=asking, clock=clock)
+
+
+def make_replica(
+    settings: Settings,
+    root: Root,
+    *,
+    ledger: Ledger,
+    anchor: Anchor,
+    identity: bytes,
+    peers: Sequence[Peer],
+    clock: Clock,
+    events: EventLog,
+) -> Replica | None:
+    """What makes this one of several; ``None`` where there is one only."""
+    if not isinstance(anchor, MajorityAnchor):
+        return None
+    return Replica(
+        ledger,
+        anchor,
+        identity=identity,
+        root=root,
+        replicas=settings.replicas,
+        witnesses=settings.witnesses,
         threshold=settings.witness_threshold,
-        keyservice=root.id,
-        log_key=root.log_key,
+        peers=peers,
         clock=clock,
         events=events,
     )
@@ -313,12 +367,13 @@ async def serve(
     ready: Callable[[str], None],
     tls: ssl.SSLContext | None = None,
     witnesses: Sequence[str] = (),
+    peers: Sequence[str] = (),
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
     :param ready: called with the address once calls are answered.
     :param tls: to speak TLS; calls are sealed with and without it.
-    :param witnesses: addresses of those in the settings.
+    :param witnesses: addresses of those in the settings; :param peers: of the other replicas.
     """
     client = HttpClient(clock)
     assembled = assemble(
@@ -332,14 +387,19 @@ async def serve(
         bundle=bundle,
         events=events,
         witnesses=[HttpWitness(client, address) for address in witnesses],
+        identity=replica_identity(state) if settings.replicas else b"",
+        peers=[HttpPeer(client, address) for address in peers],
     )
-    server = KeyServiceServer(assembled.service, assembled.telemetry, log=events)
+    replica = assembled.replica
+    server = KeyServiceServer(assembled.service, assembled.telemetry, log=events, replica=replica)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
         await server.start(host, port, tls=tls)
+        if replica is not None:
+            replica.start()
         _write_address(state / ADDRESS_FILE, server.address)
         events.event(
             "started",

@@ -14,7 +14,7 @@ from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
-from cloister.keyservice.app import ROOT_FILE, Tee
+from cloister.keyservice.app import ROOT_FILE, STORE_FILE, Tee, initialise
 from cloister.keyservice.handover import receive_root
 from cloister.keyservice.root import Root, keep_root, open_root
 from cloister.keyservice.settings import Settings
@@ -84,14 +84,19 @@ def find_root(
     *,
     clock: Clock,
     events: EventLog,
+    new: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     patience_s: float = JOIN_PATIENCE_S,
 ) -> Root:
     """The root secret, from the disk, or else from a replica that runs; waits for one.
 
+    :param new: make a new KeyService where there is nothing and no replica answers; only without a sealing key.
+    :raises InvalidInput: ``argument``: a new one where ``init`` makes one that lasts.
     :raises Unavailable: ``state-missing``, ``state-unreadable``; no replica handed it over in time.
     :raises Tampered: as :func:`~cloister.keyservice.root.open_root`. :raises CloisterError: as :func:`join`.
     """
+    if new and tee.sealer is not None:
+        raise InvalidInput("argument", "--new is for TEEs without a sealing key; `cloister keyservice init` makes one")
     if joining is None or (state / ROOT_FILE).exists():
         if tee.sealer is None:
             raise Unavailable(
@@ -105,6 +110,8 @@ def find_root(
         try:
             root = join(state, tee, settings, joining, clock)
         except Unavailable as error:
+            if new and not (state / STORE_FILE).exists():
+                return initialise(state, tee, settings, clock)
             if clock.monotonic() >= until:
                 raise
             events.event("join-failed", level="warning", code=error.code)

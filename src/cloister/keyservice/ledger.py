@@ -10,68 +10,40 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Final, final
 
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Tampered, Unavailable
-from cloister.base.limits import COMMIT_BATCH, MAX_COMMIT_QUEUE
-from cloister.base.secret import SecretBytes
+from cloister.base.limits import (
+    COMMIT_BATCH,
+    MAX_COMMIT_QUEUE,
+    REPEATED_STATEMENTS,
+    REPLICA_ROWS,
+    REPLICA_ROWS_BYTES,
+)
 from cloister.crypto.digest import same
 from cloister.keyservice.anchor import Anchor, Unanchored
+from cloister.keyservice.proposals import (
+    Committed,
+    Job,
+    Proposal,
+    Propose,
+    Written,
+    fail,
+    no_leader,
+    tentative,
+)
 from cloister.keyservice.state import State
-from cloister.keyservice.store import KeyStore, NewEntry
+from cloister.keyservice.store import KeyStore, NewEntry, SealedEntry
 from cloister.keyservice.transitions import apply
 from cloister.keyservice.vault import Vault
-from cloister.log.entry import GENESIS, SALT_LENGTH, Entry, Genesis, entry_leaf
+from cloister.log.entry import GENESIS, SALT_LENGTH, STATEMENT, Entry, Genesis, entry_leaf
 from cloister.log.merkle import MerkleTree
 from cloister.wire.calls import LogHead
 
 _SWEEP_S: Final = 10.0  # how often dead secrets are looked for
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What shall become the next entry, and the secret beside it."""
-
-    kind: str
-    body: bytes
-    secret: SecretBytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """An entry that is durable and not yet confirmed: nobody may hear of it."""
-
-    index: int
-    entry: Entry
-
-
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """An entry that is durable and, where the log is anchored, in a confirmed head; its place there."""
-
-    index: int
-    entry: Entry
-    head: LogHead
-    inclusion: tuple[bytes, ...]
-
-
-Propose = Callable[[State, Vault, float], Proposal | None]
-
-
-@final
-class _Job:
-    __slots__ = ("done", "entry", "error", "index", "propose")
-
-    def __init__(self, propose: Propose) -> None:
-        self.propose = propose
-        self.index = -1
-        self.entry: Entry | None = None
-        self.error: CloisterError | None = None
-        self.done = False
 
 
 @final
@@ -91,24 +63,30 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._anchor: Anchor = anchor or Unanchored()
-        self._state = State()
-        self._tree = MerkleTree()
-        self._vault = Vault()
         self._lock = threading.Lock()
         self._time_lock = threading.Lock()
-        self._queue: deque[_Job] = deque()
+        self._grown = threading.Condition()
+        self._queue: deque[Job] = deque()
         self._closed = False
+        self._following = False
+        self._stale = False
         self._latest = self._swept = clock.now()
-        for data in store.load():
-            try:
-                apply(self._state, Entry.decode(data))
-            except CloisterError as error:
-                raise Tampered("log-order", f"log entry {self._state.size} cannot be replayed: {error}") from error
-            self._tree.append(entry_leaf(data))
-            self._state.journal.keep()
-        self._vault.fill(store.secrets(), self._state)
-        self._state.journal.keep()
+        self._load()
         self._anchor.start(self)
+
+    def _load(self) -> None:
+        state, tree, vault = State(), MerkleTree(), Vault()
+        for data in self._store.load():
+            try:
+                apply(state, Entry.decode(data))
+            except CloisterError as error:
+                raise Tampered("log-order", f"log entry {state.size} cannot be replayed: {error}") from error
+            tree.append(entry_leaf(data))
+            state.journal.keep()
+        vault.fill(self._store.secrets(), state)
+        state.journal.keep()
+        self._state, self._tree, self._vault = state, tree, vault
+        self._stale = False
 
     @staticmethod
     def begin(store: KeyStore, clock: Clock, genesis: Genesis) -> Ledger:
@@ -159,8 +137,14 @@ class Ledger:
             return self._head()
 
     def shown_head(self) -> LogHead:
-        """The head for others: the newest confirmed one with its co-signatures, or else the durable one."""
-        return self._anchor.confirmed() or self.head()
+        """The head for others: the newest confirmed one with its co-signatures, or else the durable one.
+
+        :raises Unavailable: ``keyservice-unconfirmed``: replicas show no head that may yet be replaced (13.20).
+        """
+        confirmed = self._anchor.confirmed()
+        if confirmed is None and self._anchor.tentative:
+            raise tentative()
+        return confirmed or self.head()
 
     def leaves(self, first: int, count: int) -> bytes:
         """Leaf hashes, one after the other; fewer at the log's end.
@@ -179,7 +163,8 @@ class Ledger:
     def entries(self, indices: list[int]) -> list[tuple[int, bytes, tuple[bytes, ...]]]:
         """Entries as written, each checked against its leaf, with its inclusion proof in the present tree.
 
-        :raises Tampered: the store's codes; ``store-record``. :raises Unavailable: ``store-unavailable``.
+        :raises Tampered: the store's codes; ``store-record``.
+        :raises Unavailable: ``store-unavailable``; ``keyservice-unconfirmed`` as :meth:`shown_head`.
         """
         return self.entries_with_head(indices)[0]
 
@@ -188,7 +173,10 @@ class Ledger:
         found = []
         with self._lock:
             confirmed = self._anchor.confirmed()
-            head = confirmed if confirmed and all(index < confirmed.size for index in indices) else self._head()
+            covered = confirmed is not None and all(index < confirmed.size for index in indices)
+            if not covered and self._anchor.tentative:
+                raise tentative()
+            head = confirmed if confirmed and covered else self._head()
             for index in indices:
                 data = self._store.read(index)
                 if not same(entry_leaf(data), self._tree.leaf(index)):
@@ -214,11 +202,26 @@ class Ledger:
             raise
         with self._lock:
             head = head or self._head()
+            self._require_same(written, head)
             return Committed(written.index, written.entry, head, self._tree.inclusion(written.index, head.size))
 
-    def confirm_through(self, index: int) -> None:
-        """Wait until entry ``index`` is in a confirmed head; raises as :meth:`confirm`."""
-        self._anchor.confirm(index + 1)
+    def _require_same(self, written: Written, head: LogHead) -> None:
+        """Between writing and confirming a replica may have lost its place, and taken over another history."""
+        tree, index = self._tree, written.index
+        known = index < tree.size and head.size <= tree.size and same(tree.leaf(index), written.entry.leaf())
+        if not known or not same(tree.root(head.size), head.root):
+            raise Unavailable(
+                "keyservice-unconfirmed", "the entry was replaced by another history of the log", retry_after=1.0
+            )
+
+    def find_statement(self, issuer: bytes, statement: bytes) -> Written | None:
+        """The entry that holds this very statement, among the newest about its issuer."""
+        with self._lock:
+            for index in reversed(self._state.events.newest(issuer, REPEATED_STATEMENTS)):
+                entry = Entry.decode(self._store.read(index))
+                if entry.kind == STATEMENT and same(entry.body, statement):
+                    return Written(index, entry)
+        return None
 
     def write(self, propose: Propose) -> Written | None:
         """Run ``propose`` against the newest state; what it returns is in the log, durable, when this returns.
@@ -232,7 +235,7 @@ class Ledger:
         self._anchor.require()
         if len(self._queue) >= MAX_COMMIT_QUEUE:
             raise Unavailable("keyservice-busy", "too many statements are waiting", retry_after=1.0)
-        job = _Job(propose)
+        job = Job(propose)
         self._queue.append(job)
         with self._lock:
             while not job.done:
@@ -258,6 +261,135 @@ class Ledger:
         with self._lock:
             self._closed = True
             self._store.close()
+        self._tell()
+
+    # --- as one of several replicas (clauses 13.16 to 13.20) ---
+
+    def lead(self) -> None:
+        """Write from now on.
+
+        :raises Tampered: ``secret-missing``: this replica does not hold what it needs.
+        """
+        with self._lock:
+            if self._stale:
+                self._load()
+            self._vault.require(self._state)
+            self._following = False
+
+    def follow(self) -> None:
+        """Write nothing by itself from now on; what is being written is done when this returns."""
+        with self._lock:
+            self._following = True
+
+    def position(self) -> tuple[int, bytes]:
+        """How many entries are durable here, and what they hash to in the store."""
+        with self._lock:
+            return self._tree.size, self._store.link(self._tree.size)
+
+    def holds(self, size: int, link: bytes) -> bool:
+        """Whether the first ``size`` entries here are those that hash to ``link``."""
+        with self._lock:
+            return size <= self._tree.size and same(self._store.link(size), link)
+
+    def link(self, size: int) -> bytes:
+        """What the first ``size`` entries hash to; empty when there are fewer."""
+        with self._lock:
+            return self._store.link(size) if size <= self._tree.size else b""
+
+    def sealed(self, first: int) -> list[SealedEntry]:
+        """Entries from ``first`` as they lie in the store, as many as fit one answer; raises as :meth:`entries`."""
+        found: list[SealedEntry] = []
+        room = REPLICA_ROWS_BYTES
+        while len(found) < REPLICA_ROWS:
+            with self._lock:
+                part = self._store.sealed(first + len(found), 1)
+            room -= sum(len(entry.record) + len(entry.secret) for entry in part)
+            if not part or (found and room < 0):
+                break
+            found += part
+        return found
+
+    def absorb(self, entries: Sequence[SealedEntry], proof: bytes) -> None:
+        """Take over entries that another replica wrote; durable on return.
+
+        :raises Tampered: ``store-record``: they do not continue what is here; ``log-order``, ``secret-other``.
+        :raises Unavailable: ``store-unavailable``; nothing happened.
+        """
+        with self._lock:
+            self._require_following()
+            opened, size = self._store.open_next(entries), self._tree.size
+            try:
+                for new in opened:
+                    self._replay(new)
+                self._store.append_sealed(entries, proof)
+            except CloisterError:
+                self._state.journal.rollback()
+                self._tree.truncate(size)
+                self._vault.forget_from(size)
+                raise
+            self._state.journal.keep()
+        self._tell()
+
+    def _replay(self, new: NewEntry) -> None:
+        try:
+            apply(self._state, Entry.decode(new.data))
+        except CloisterError as error:
+            raise Tampered("log-order", f"log entry {self._state.size} cannot be replayed: {error}") from error
+        index = self._tree.append(entry_leaf(new.data))
+        if new.secret is not None:
+            self._vault.admit(index, new.secret, self._state)
+
+    def cut(self, size: int, proof: bytes) -> None:
+        """Drop the entries from ``size`` on, which were never confirmed and never will be (clause 13.19).
+
+        :raises Unavailable: ``store-unavailable``: it may have happened. :raises Tampered: as the constructor.
+        """
+        with self._lock:
+            self._require_following()
+            self._stale = True  # until everything was read anew
+            self._store.cut(size, proof)
+            self._load()
+
+    def _require_following(self) -> None:
+        if self._closed:
+            raise Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0)
+        if not self._following:
+            msg = "a replica that leads takes entries from nobody"
+            raise AssertionError(msg)
+        if self._stale:
+            self._load()
+
+    def head_at(self, size: int) -> LogHead:
+        """The head of the first ``size`` entries, and the time.
+
+        :raises InvalidInput: ``log-size``.
+        """
+        with self._lock:
+            return LogHead(size, self._tree.root(size), int(self.now()))
+
+    def leaf(self, index: int) -> bytes:
+        """:raises InvalidInput: ``log-index``."""
+        with self._lock:
+            return self._tree.leaf(index)
+
+    def inclusion(self, index: int, size: int) -> tuple[bytes, ...]:
+        """:raises InvalidInput: ``log-index``, ``log-size``."""
+        with self._lock:
+            return self._tree.inclusion(index, size)
+
+    def proof(self) -> bytes:
+        """What the store keeps as proof; raises as :meth:`entries`."""
+        with self._lock:
+            return self._store.proof()
+
+    def wait_beyond(self, size: int, timeout_s: float) -> None:
+        """Return once there are more than ``size`` entries, or after the time."""
+        with self._grown:
+            self._grown.wait_for(lambda: self._closed or self._tree.size > size, timeout_s)
+
+    def _tell(self) -> None:
+        with self._grown:
+            self._grown.notify_all()
 
     # --- the writer, under the lock ---
 
@@ -265,30 +397,33 @@ class Ledger:
         return LogHead(self._tree.size, self._tree.root(), int(self.now()))
 
     def _write_batch(self) -> None:
-        jobs: list[_Job] = []
+        jobs: list[Job] = []
         while self._queue and len(jobs) < COMMIT_BATCH:
             jobs.append(self._queue.popleft())
         if self._closed:
-            return _fail(jobs, Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0))
+            return fail(jobs, Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0))
+        if self._following:
+            return fail(jobs, no_leader())
         now, size = self.now(), self._tree.size
         batch = [new for job in jobs if (new := self._try(job, now)) is not None]
         dead = self._state.dead_secrets(now) if now - self._swept >= _SWEEP_S else ()
         try:
-            self._store.append(batch, dead)
+            self._store.append(batch, dead, self._anchor.proof() if batch else b"")
         except CloisterError as error:
             self._state.journal.rollback()
             self._tree.truncate(size)
             self._vault.forget_from(size)
-            return _fail(jobs, error)
+            return fail(jobs, error)
         self._state.journal.keep()
         if now - self._swept >= _SWEEP_S:
             self._swept = now
             self._bury(dead)
         for job in jobs:
             job.done = True
+        self._tell()
         return None
 
-    def _try(self, job: _Job, now: float) -> NewEntry | None:
+    def _try(self, job: Job, now: float) -> NewEntry | None:
         """Apply one proposal; whatever goes wrong concerns this one only."""
         mark = self._state.journal.mark()
         try:
@@ -317,10 +452,3 @@ class Ledger:
             self._vault.destroy(index)
             self._state.forget_secret(index)
         self._state.journal.keep()
-
-
-def _fail(jobs: list[_Job], error: CloisterError) -> None:
-    for job in jobs:
-        job.error = job.error or error
-        job.entry = None
-        job.done = True

@@ -18,7 +18,8 @@ from cloister.attest.verify import verify
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.secret import SecretBytes
 from cloister.keyservice.freshness import Challenges
-from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.sessions import AttestedRuntime, Denial, Denials, OpenSession, Sessions
 from cloister.keyservice.state import State
 from cloister.keyservice.vault import Vault

@@ -31,12 +31,14 @@ class Root:
     :param id: the KeyService's id.
     :param log_key: signs status, heads, receipts and endorsements.
     :param store_key: from which the store's records are sealed.
+    :param replication_key: under which replicas talk to each other (clause 13.17).
     :param secret: the root secret itself, for replicas (clause 13.15) and for sealing.
     """
 
     id: bytes
     log_key: SigningKey
     store_key: SecretBytes
+    replication_key: SecretBytes
     secret: SecretBytes
 
 
@@ -44,7 +46,8 @@ def root_of(secret: SecretBytes) -> Root:
     """Derive everything from 32 secret bytes."""
     log_key = SigningKey.from_seed(SecretBytes(derive(Context.LOG_KEY, secret.reveal())))
     store_key = SecretBytes(derive(Context.STORE_KEY, secret.reveal()))
-    return Root(keyservice_id(log_key.public_key), log_key, store_key, secret)
+    replication_key = SecretBytes(derive(Context.REPLICATION_KEY, secret.reveal()))
+    return Root(keyservice_id(log_key.public_key), log_key, store_key, replication_key, secret)
 
 
 def new_root() -> Root:

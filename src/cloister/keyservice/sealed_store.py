@@ -12,12 +12,12 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, final
 
-from cloister.base.errors import InvalidInput, Tampered, Unavailable
+from cloister.base.errors import CloisterError, InvalidInput, Tampered, Unavailable
 from cloister.base.limits import MAX_ENTRY
 from cloister.base.secret import SecretBytes
 from cloister.crypto.box import open_once, seal_once
 from cloister.crypto.digest import Context, derive, digest, same
-from cloister.keyservice.store import ENTRIES, HEAD, SECRETS, NewEntry, Row, Rows
+from cloister.keyservice.store import ENTRIES, HEAD, SECRETS, NewEntry, Row, Rows, SealedEntry
 from cloister.wire import cbor
 from cloister.wire.cbor import Fields
 
@@ -40,12 +40,16 @@ class SealedStore:
         self._id = store_id
         self._chain = bytearray()
         self._doubtful: int | None = None
+        self._cut_short = False
 
     # --- reading ---
 
     def load(self) -> Iterator[bytes]:
         """Every entry in order; see the port."""
         self._chain = bytearray()
+        if self._cut_short:
+            self._rows.reopen()
+            self._cut_short = False
         head = self._read_head()
         for index, record in self._rows.scan(ENTRIES):
             if index != self._size:
@@ -82,9 +86,42 @@ class SealedStore:
             raise Tampered("store-missing", f"the store lacks log entry {index}")
         return self._open(ENTRIES, index, self._at(index), record)
 
+    # --- for replicas ---
+
+    def link(self, size: int) -> bytes:
+        """The chain's hash over the first ``size`` records; see the port."""
+        if not 0 <= size <= self._size:
+            raise InvalidInput("log-size", f"the store holds {self._size} entries, not {size}")
+        return self._at(size)
+
+    def sealed(self, first: int, count: int) -> list[SealedEntry]:
+        """Records as they lie there; see the port."""
+        found = []
+        for index in range(first, min(self._size, first + count)):
+            record = self._rows.get(ENTRIES, index)
+            if record is None or not same(_link(self._at(index), record), self._at(index + 1)):
+                raise Tampered("store-missing", f"the store does not hold log entry {index} as it was written")
+            found.append(SealedEntry(record, self._rows.get(SECRETS, index) or b""))
+        return found
+
+    def open_next(self, entries: Sequence[SealedEntry]) -> list[NewEntry]:
+        """Authenticate records that continue these; see the port."""
+        chain, found = self._at(self._size), []
+        for index, entry in enumerate(entries, self._size):
+            data = self._open(ENTRIES, index, chain, entry.record)
+            chain = _link(chain, entry.record)
+            secret = SecretBytes(self._open(SECRETS, index, chain, entry.secret)) if entry.secret else None
+            found.append(NewEntry(data, secret))
+        return found
+
+    def proof(self) -> bytes:
+        """What was kept as proof; see the port."""
+        record = self._rows.get(HEAD, 1)
+        return b"" if record is None else self._open(HEAD, 1, _START, record)
+
     # --- writing ---
 
-    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = ()) -> None:
+    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = (), proof: bytes = b"") -> None:
         """Add entries and destroy secrets; see the port."""
         self._settle()
         size, chain = self._size, self._at(self._size)
@@ -98,12 +135,49 @@ class SealedStore:
             links += chain
             if entry.secret is not None:
                 put.append(Row(SECRETS, index, self._seal(SECRETS, index, chain, entry.secret.reveal())))
-        if entries:
-            put.append(self._head_row(size + len(entries), chain))
-        if not put and not dropped:
+        self._write(put, links, proof, [(SECRETS, index) for index in dropped])
+
+    def append_sealed(self, entries: Sequence[SealedEntry], proof: bytes) -> None:
+        """Add records as another replica wrote them; see the port."""
+        self._settle()
+        size, chain = self._size, self._at(self._size)
+        put: list[Row] = []
+        links = bytearray()
+        for index, entry in enumerate(entries, size):
+            put.append(Row(ENTRIES, index, entry.record))
+            chain = _link(chain, entry.record)
+            links += chain
+            if entry.secret:
+                put.append(Row(SECRETS, index, entry.secret))
+        self._write(put, links, proof, [])
+
+    def cut(self, size: int, proof: bytes) -> None:
+        """Drop the entries from ``size`` on; see the port."""
+        self._settle()
+        old, self._chain = self._chain, self._chain[: size * _CHAIN]
+        drop = [(table, index) for index in range(size, len(old) // _CHAIN) for table in (ENTRIES, SECRETS)]
+        put = [self._head_row(size, self._at(size))] if size else []
+        if not size:
+            drop.append((HEAD, 0))
+        if proof:
+            put.append(self._proof_row(proof))
+        try:
+            self._rows.write(put, drop)
+        except CloisterError:
+            self._chain = old
+            self._cut_short = True  # whether it happened is known after the store was opened anew
+            raise
+
+    def _write(self, put: list[Row], links: bytearray, proof: bytes, drop: list[tuple[str, int]]) -> None:
+        size = self._size + len(links) // _CHAIN
+        if links:
+            put.append(self._head_row(size, bytes(links[-_CHAIN:])))
+        if proof:
+            put.append(self._proof_row(proof))
+        if not put and not drop:
             return
-        self._doubtful = size + len(entries)
-        self._rows.write(put, [(SECRETS, index) for index in dropped])
+        self._doubtful = size
+        self._rows.write(put, drop)
         self._doubtful = None
         self._chain += links
 
@@ -116,6 +190,8 @@ class SealedStore:
 
         It was acknowledged to nobody, so both outcomes are right; but what is on the disk must be what we believe.
         """
+        if self._cut_short:
+            raise unavailable("must be opened anew", "dropping entries failed, and may have happened")
         attempted = self._doubtful
         if attempted is None:
             return
@@ -144,6 +220,9 @@ class SealedStore:
 
     def _head_row(self, size: int, chain: bytes) -> Row:
         return Row(HEAD, 0, self._seal(HEAD, 0, _START, cbor.encode({"size": size, "chain": chain})))
+
+    def _proof_row(self, proof: bytes) -> Row:
+        return Row(HEAD, 1, self._seal(HEAD, 1, _START, proof))
 
     def _read_head(self) -> tuple[int, bytes] | None:
         record = self._rows.get(HEAD, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, final
 
@@ -14,9 +15,11 @@ from cloister.adapters.http.workers import Workers
 from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
-from cloister.base.limits import KIB, MAX_CALL
+from cloister.base.limits import KIB, MAX_CALL, MAX_REPLICA_REQUEST, MAX_REPLICAS
 from cloister.keyservice.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
-from cloister.keyservice.service import NONCE_LENGTH, KeyService
+from cloister.keyservice.peers import EXCHANGE_PATH, ROLE_PATH, Forwarder
+from cloister.keyservice.replica import LEADER, Replica
+from cloister.keyservice.service import NONCE_LENGTH, KeyService, call_refused
 from cloister.keyservice.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -27,6 +30,11 @@ QUEUE: Final = 256  # calls waiting for a thread; one more is answered 503
 _UPKEEP_S: Final = 5.0
 _MEDIA_TYPE: Final = (("content-type", "application/octet-stream"), ("cache-control", "no-store"))
 
+_EXCHANGES: Final = 2 * MAX_REPLICAS  # each of the others is answered late once, and may ask once more meanwhile
+_OWN: Final = frozenset({
+    DESCRIPTION_PATH, CHALLENGE_PATH, HANDOVER_PATH, EXCHANGE_PATH, ROLE_PATH, "/healthz", "/metrics"
+})  # fmt: skip  # what each replica answers for itself
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -34,11 +42,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 class KeyServiceServer:
     """One KeyService on one listening address; all methods belong to one event loop."""
 
-    def __init__(self, service: KeyService, telemetry: Telemetry, *, log: EventLog) -> None:
+    def __init__(
+        self, service: KeyService, telemetry: Telemetry, *, log: EventLog, replica: Replica | None = None
+    ) -> None:
         self._service = service
+        self._replica = replica
+        self._forwarder: Forwarder | None = None if replica is None else Forwarder(replica)
         self._telemetry = telemetry
         self._log = log
         self._workers = Workers(THREADS, QUEUE, name="keyservice")
+        self._exchanges = None if replica is None else Workers(_EXCHANGES, QUEUE, name="replica")
         limits = ServerLimits(max_body=MAX_CALL + KIB, max_connections=1024)
         self._server = HttpServer(self._answer, log=log, limits=limits)
         self._upkeep: asyncio.Task[None] | None = None
@@ -51,11 +64,13 @@ class KeyServiceServer:
             "/v1/checkpoint": ("GET", self._checkpoint),
             "/v1/call": ("POST", self._call),
             "/v1/session": ("POST", self._session),
+            "/healthz": ("GET", self._health),
+            "/metrics": ("GET", self._metrics),
             DESCRIPTION_PATH: ("GET", self._description),
             CHALLENGE_PATH: ("POST", self._handover_challenge),
             HANDOVER_PATH: ("POST", self._handover),
-            "/healthz": ("GET", self._health),
-            "/metrics": ("GET", self._metrics),
+            EXCHANGE_PATH: ("POST", self._exchange),
+            ROLE_PATH: ("GET", self._role),
         }
 
     @property
@@ -77,8 +92,14 @@ class KeyServiceServer:
             self._upkeep.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._upkeep
+        if self._replica is not None:
+            await asyncio.to_thread(self._replica.stop)
         cut = await self._server.drain(timeout)
         await self._workers.close()
+        if self._exchanges is not None:
+            await self._exchanges.close()
+        if self._forwarder is not None:
+            await self._forwarder.close()
         self._service.close()
         return cut
 
@@ -88,6 +109,9 @@ class KeyServiceServer:
             raise InvalidInput("not-found", "there is nothing here")
         if request.method != route[0]:
             raise InvalidInput("method-not-allowed", f"this takes {route[0]} only")
+        replica, forwarder = self._replica, self._forwarder
+        if replica is not None and forwarder is not None and replica.role != LEADER and request.path not in _OWN:
+            return await forwarder.forward(request)
         return await route[1](request)
 
     async def _description(self, _request: Request) -> Response:
@@ -123,6 +147,18 @@ class KeyServiceServer:
     async def _handover(self, request: Request) -> Response:
         return await self._run(self._service.hand_over, bytes(await request.body(MAX_CALL)))
 
+    async def _exchange(self, request: Request) -> Response:
+        data = bytes(await request.body(MAX_REPLICA_REQUEST))
+        if self._replica is None or self._exchanges is None:
+            raise InvalidInput("not-found", "there is nothing here")
+        return Response(200, _MEDIA_TYPE, await self._exchanges.run(_handle, self._replica, data))
+
+    async def _role(self, _request: Request) -> Response:
+        replica = self._replica
+        known = {} if replica is None else {"leader": replica.leader, "behind": replica.behind}
+        content = {"role": "single" if replica is None else replica.role, **known}
+        return Response(200, (("content-type", "application/json"),), json.dumps(content).encode())
+
     async def _run(self, call: Callable[[bytes], bytes], data: bytes) -> Response:
         return Response(200, _MEDIA_TYPE, await self._workers.run(call, data))
 
@@ -141,6 +177,15 @@ class KeyServiceServer:
                 await self._workers.run(_upkeep, self._service)
             except CloisterError as error:
                 self._log.event("upkeep-failed", level="warning", code=error.code, family=error.family)
+
+
+def _handle(replica: Replica, data: bytes) -> bytes:
+    try:
+        return replica.handle(data)
+    except Unavailable:
+        raise
+    except CloisterError as error:
+        raise call_refused() from error
 
 
 def _upkeep(service: KeyService) -> None:

@@ -6,13 +6,14 @@ from typing import Final, final
 
 from cloister.adapters.logs import EventLog
 from cloister.attest.types import Configuration
-from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
+from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import MAX_LEAVES
 from cloister.keyservice.anchor import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
 from cloister.keyservice.handover import Donor
-from cloister.keyservice.ledger import Ledger, Proposal, Written
+from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.proposals import Proposal, Written
 from cloister.keyservice.queries import Queries
 from cloister.keyservice.releases import Releases
 from cloister.keyservice.root import Root
@@ -30,9 +31,11 @@ from cloister.wire.calls import ATTEST, HANDOVER, QUERY, STATEMENT, Call, open_c
 from cloister.wire.cbor import Fields
 from cloister.wire.checkpoint import Checkpoint
 from cloister.wire.provisioning import open_session_call, parse_session_call, seal_session_reply
-from cloister.wire.statements import peek_query, peek_statement, verify_query
+from cloister.wire.statements import Statement, peek_query, peek_statement, verify_query
 
 NONCE_LENGTH: Final = 32
+# What a statement meets that is in the log: its number, or for those about the identity what they did to it.
+_REPEATED: Final = frozenset({"statement-replayed", "identity-known", "identity-disabled", "signature-invalid"})
 
 
 def call_refused() -> InvalidInput:
@@ -62,6 +65,7 @@ class KeyService:
         self._donor = donor
         self._anchor: Anchor = anchor or Unanchored()
         self._unacknowledged = Unacknowledged()
+        self._replicated = settings.replicas > 0
         self._epochs = epochs
         self._releases = releases
         self._root = root
@@ -250,7 +254,7 @@ class KeyService:
         unverified = peek_statement(call.body)
         written = self._unacknowledged.find(call.body)  # said before, to the byte: verified, written, not acknowledged
         if written is None:
-            written = self._write(call, unverified.issuer)
+            written = self._write(call, unverified)
         try:
             done = self._ledger.confirm(written)
         except Unavailable:
@@ -267,7 +271,17 @@ class KeyService:
             "receipt": receipt.sign(self._root.log_key),
         }
 
-    def _write(self, call: Call, issuer: bytes) -> Written:
+    def _write(self, call: Call, statement: Statement) -> Written:
+        try:
+            written = self._apply(call, statement.issuer)
+        except (Refused, Tampered) as error:
+            found = self._repeated(statement, call.body) if error.code in _REPEATED else None
+            if found is None:
+                raise
+            return found
+        return written
+
+    def _apply(self, call: Call, issuer: bytes) -> Written:
         with self._ledger.read() as (state, _):
             identity = state.identities.get(issuer)
         verified = authenticate(call.body, identity)
@@ -281,6 +295,16 @@ class KeyService:
             msg = "a statement is always an entry"
             raise AssertionError(msg)
         return written
+
+    def _repeated(self, unverified: Statement, statement: bytes) -> Written | None:
+        """Its entry, if a replica wrote this very statement, and while it lives: perhaps nobody acknowledged it."""
+        if not self._replicated:
+            return None
+        try:
+            unverified.check_time(self._ledger.now())
+        except CloisterError:
+            return None
+        return self._ledger.find_statement(unverified.issuer, statement)
 
     def _query(self, body: bytes) -> dict[str, object]:
         issuer = peek_query(body).issuer

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from cloister.access.records import ConsentRecord, ServiceKey
-from cloister.base.errors import Refused
+from cloister.base.errors import Refused, Unavailable
 from cloister.base.limits import CLOCK_SKEW_S, MAX_SERVICE_KEYS, REQUEST_FRESHNESS_S
+from cloister.crypto.digest import Context, digest
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.proposals import Proposal, Written
 from cloister.keyservice.state import State
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import SERVICE_KEY_EPOCH, Entry, ServiceKeyEpoch
@@ -70,12 +72,14 @@ def endorsed_keys(
         pass
     with ledger.read() as (state, now):
         alive = [(key, word) for key in state.service_keys.get(name) or () if (word := phase(key, now))]
-    for key, _ in alive:
-        ledger.confirm_through(key.key_entry)
     stored = ledger.entries([key.key_entry for key, _ in alive])
     found: list[dict[str, object]] = []
-    for (key, word), (_, data, _) in zip(alive, stored, strict=True):
-        epoch = ServiceKeyEpoch.decode(Entry.decode(data).body)
+    for (key, word), (index, data, _) in zip(alive, stored, strict=True):
+        entry = Entry.decode(data)
+        ledger.confirm(Written(index, entry))
+        epoch = ServiceKeyEpoch.decode(entry.body)
+        if digest(Context.SERVICE_KEY, epoch.public_key) != key.key_id:
+            raise Unavailable("keyservice-unconfirmed", "the log was replaced meanwhile", retry_after=1.0)
         endorsement = ServiceKeyEndorsement(
             keyservice=keyservice,
             model=key.model,

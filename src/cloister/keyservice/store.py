@@ -60,8 +60,22 @@ class NewEntry:
     secret: SecretBytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SealedEntry:
+    """An entry as it lies in the store, with the secret beside it, if it is still there: for replicas.
+
+    :param secret: empty for none.
+    """
+
+    record: bytes
+    secret: bytes = b""
+
+
 class KeyStore(Protocol):
-    """Port: the log's entries in order, and secrets each bound to its entry."""
+    """Port: the log's entries in order, and secrets each bound to its entry.
+
+    Of replicas (clause 13.17) one writes, and the others take its records as they are: same key, same place.
+    """
 
     def load(self) -> Iterator[bytes]:
         """Every entry from the first, authenticated; must be exhausted before anything else is called.
@@ -73,8 +87,9 @@ class KeyStore(Protocol):
     def secrets(self) -> Mapping[int, SecretBytes]:
         """All secrets by entry, authenticated; after :meth:`load`, raises as it."""
 
-    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = ()) -> None:
-        """Add entries at the end and destroy the secrets of others: all or nothing, durable on return.
+    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = (), proof: bytes = b"") -> None:
+        """Add entries at the end, destroy the secrets of others and replace the proof (unless it is empty): all or
+        nothing, durable on return.
 
         :raises Unavailable: ``store-unavailable``; nothing happened, and the next append may succeed.
         :raises Tampered: the disk does not hold what was written to it.
@@ -85,6 +100,33 @@ class KeyStore(Protocol):
 
         :raises InvalidInput: ``log-index``. :raises Tampered: as :meth:`load`.
         """
+
+    def link(self, size: int) -> bytes:
+        """What the first ``size`` entries hash to as they lie in the store: equal on replicas that hold the same.
+
+        :raises InvalidInput: ``log-size``.
+        """
+
+    def sealed(self, first: int, count: int) -> list[SealedEntry]:
+        """Up to ``count`` entries from ``first`` as they lie there; fewer at the end; raises as :meth:`read`."""
+
+    def open_next(self, entries: Sequence[SealedEntry]) -> list[NewEntry]:
+        """Authenticate what another replica sent: it must continue what is here.
+
+        :raises Tampered: ``store-record``.
+        """
+
+    def append_sealed(self, entries: Sequence[SealedEntry], proof: bytes) -> None:
+        """Add what :meth:`open_next` accepted, and replace the proof; raises as :meth:`append`."""
+
+    def cut(self, size: int, proof: bytes) -> None:
+        """Drop every entry from ``size`` on, with its secret, and replace the proof; raises as :meth:`append`.
+
+        After it the store must be loaded anew.
+        """
+
+    def proof(self) -> bytes:
+        """What was kept as proof last; empty for nothing. After :meth:`load`, raises as it."""
 
     def close(self) -> None:
         """Give up the storage and its lock."""

@@ -123,6 +123,10 @@ class Numbers(Generic[K]):
         numbers.append(number)
         self._journal.note(lambda: numbers.__delitem__(-1))
 
+    def newest(self, key: K, limit: int) -> list[int]:
+        """The last ``limit`` numbers, ascending."""
+        return self._lists.get(key, [])[-limit:]
+
     def after(self, key: K, least: int, limit: int) -> list[int]:
         """At most ``limit`` numbers from ``least`` on."""
         from bisect import bisect_left

@@ -15,6 +15,8 @@ from cloister.adapters.metrics import Registry
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.keyservice.anchor import Anchor
+from cloister.keyservice.majority import MajorityAnchor
+from cloister.keyservice.replica import LEADER, Replica
 
 
 @dataclass(slots=True)
@@ -77,4 +79,18 @@ def observe_anchor(registry: Registry, anchor: Anchor) -> None:
         f"{name}_witnesses",
         "Witnesses that co-signed when they were asked last.",
         ask=lambda: sum(word == "confirmed" for word in anchor.state().outcomes.values()),
+    )
+
+
+def observe_replica(registry: Registry, replica: Replica, anchor: MajorityAnchor) -> None:
+    """Which of several replicas this is."""
+    name = "cloister_keyservice_replica"
+    registry.gauge(f"{name}_leads", "Whether this replica leads.", ask=lambda: replica.role == LEADER)
+    registry.gauge(
+        f"{name}_lag_entries",
+        "Entries that this replica lacks; -1 while it knows of none that leads.",
+        ask=lambda: -1 if replica.behind is None else replica.behind,
+    )
+    registry.gauge(
+        f"{name}_alive", "Of one that leads: replicas that follow, with itself; 0 of others.", ask=anchor.heard
     )

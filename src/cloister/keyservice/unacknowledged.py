@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import final
 
 from cloister.base.limits import MAX_COMMIT_QUEUE
-from cloister.keyservice.ledger import Written
+from cloister.keyservice.proposals import Written
 
 
 @final

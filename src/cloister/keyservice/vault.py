@@ -38,6 +38,24 @@ class Vault:
                 raise Tampered("secret-other", f"the key beside log entry {entry} is not the one committed to")
             self._secrets[entry] = secret
 
+    def admit(self, entry: int, secret: SecretBytes, state: State) -> None:
+        """A secret came from another replica beside this entry, which the state has; kept if it is needed.
+
+        :raises Tampered: ``secret-other``.
+        """
+        place = state.secrets.get(entry)
+        if place is None:
+            return
+        if not same(_name(secret), place.commitment):
+            raise Tampered("secret-other", f"the key beside log entry {entry} is not the one committed to")
+        self._secrets[entry] = secret
+
+    def require(self, state: State) -> None:
+        """:raises Tampered: ``secret-missing`` unless every secret in use is there."""
+        for entry, place in state.secrets.items():
+            if place.until is None and entry not in self._secrets:
+                raise Tampered("secret-missing", f"the store lacks the key that arrived beside log entry {entry}")
+
     def put(self, entry: int, secret: SecretBytes) -> None:
         """A secret arrived beside this entry."""
         self._secrets[entry] = secret

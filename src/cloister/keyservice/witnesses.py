@@ -57,6 +57,7 @@ class WitnessAnchor:
     """
 
     protects = True
+    tentative = False
 
     def __init__(
         self,
@@ -145,6 +146,15 @@ class WitnessAnchor:
     def confirmed(self) -> LogHead | None:
         """See the port."""
         return self._confirmed
+
+    @property
+    def superseded(self) -> bool:
+        """Whether so many witnesses know another or a later history that this one cannot be confirmed."""
+        return self._shut == SUPERSEDED
+
+    def proof(self) -> bytes:
+        """Nothing: the witnesses remember."""
+        return b""
 
     def time(self) -> float:
         """See the port; clause 13.11."""

@@ -16,6 +16,7 @@ from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin
 from cloister.keyservice.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
+from cloister.keyservice.replica import Peer, Replica
 from cloister.keyservice.root import root_of
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import Settings
@@ -38,6 +39,7 @@ class EmbeddedKeyService:
     :param seed: of its root secret; the same one over the same disk is the same KeyService.
     :param witnesses: how it reaches those that its settings name with ``witness_keys``.
     :param bundle_key: signs a trust bundle that names it, which it runs under then.
+    :param identity: and ``peers``: of one of several replicas; ``empty``: which joined, and has no entry yet.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
     """
 
@@ -56,6 +58,9 @@ class EmbeddedKeyService:
         witness_keys: tuple[bytes, ...] = (),
         bundle_key: SigningKey | None = None,
         code: str = "keyservice",
+        identity: bytes = bytes(16),
+        empty: bool = False,
+        peers: Sequence[Peer] = (),
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
@@ -71,10 +76,12 @@ class EmbeddedKeyService:
         self._root = root_of(SecretBytes(seed))
         self._rows = rows
         self._witnesses = tuple(witnesses)
+        self._identity = identity
+        self._peers = tuple(peers)
         self._collateral = collateral or NoCollateral()
         self.bundle = None if bundle_key is None else self.tee.bundle(bundle_key)
         self._bundle_digest = bundle_digest if self.bundle is None else lambda: self._in_use().digest
-        if rows is None and not self.disk.tables["entries"]:
+        if rows is None and not self.disk.tables["entries"] and not empty:
             begin(MemoryRows(self.disk), self._root, self.settings, self.clock).close()
         self.assembled = self._assemble()
 
@@ -92,6 +99,8 @@ class EmbeddedKeyService:
             bundle=None if self.bundle is None else self._in_use,
             events=self.events,
             witnesses=self._witnesses,
+            identity=self._identity,
+            peers=self._peers,
         )
 
     def _in_use(self) -> TrustBundle:
@@ -103,6 +112,13 @@ class EmbeddedKeyService:
     def service(self) -> KeyService:
         """The service itself."""
         return self.assembled.service
+
+    @property
+    def replica(self) -> Replica:
+        """What makes it one of several."""
+        if self.assembled.replica is None:
+            raise AssertionError
+        return self.assembled.replica
 
     @property
     def id(self) -> bytes:

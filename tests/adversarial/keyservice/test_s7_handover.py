@@ -51,7 +51,7 @@ class World:
 
     def start(self, **changes: Any) -> EmbeddedKeyService:
         values: dict[str, Any] = {"clock": self.clock, "runtime_tee": self.platform, "bundle_key": self.bundle_key}
-        values |= {"replicas": 3, **witnessed(self.witnesses, 2), **changes}
+        values |= {"replicas": 3, "peers": [Away()], **witnessed(self.witnesses, 2), **changes}
         self.running.append(EmbeddedKeyService(**values))
         return self.running[-1]
 
@@ -143,13 +143,38 @@ def test_s7_without_a_sealing_key_it_is_asked_for_at_every_start(world: World, t
         find_root(tmp_path / "state", own, world.ks.settings, None, clock=world.clock, events=log)
 
 
+def test_s7_a_new_one_is_made_only_where_nothing_is_and_nobody_answers(world: World, tmp_path: Path) -> None:
+    tee = world.joiner()
+    own, log, settings = Tee(tee.attester(), None, tee.measurement), MemoryLog(), world.ks.settings
+    away, here = (Joining([giver], lambda: world.bundle, NoCollateral()) for giver in (Away(), world.ks))
+
+    def find(joining: Joining, patience_s: float = 0.0) -> Root:
+        return find_root(
+            tmp_path / "s", own, settings, joining, clock=world.clock, events=log, new=True, patience_s=patience_s
+        )
+
+    assert find(here).id == ROOT.id  # somebody answers
+    made = find(away)
+    assert made.id != ROOT.id
+    with pytest.raises(Unavailable):  # its log is there: another root secret would not open it
+        find(away)
+    sealing = Tee(tee.attester(), tee.sealer(), tee.measurement)
+    with pytest.raises(InvalidInput, match="argument"):
+        find_root(tmp_path / "t", sealing, settings, away, clock=world.clock, events=log, new=True)
+
+
 class Away:
     """Nobody there."""
+
+    origin = "http://away"
 
     def get(self, path: str, *, limit: int) -> bytes:
         raise Unavailable("keyservice-unreachable", f"{path} {limit}")
 
     post = get  # type: ignore[assignment]
+
+    def exchange(self, request: bytes) -> bytes:
+        raise Unavailable("replica-away", f"{len(request)}")
 
 
 # --- whoever is something else gets nothing ---
@@ -159,7 +184,7 @@ class Away:
 def test_s1_s2_s7_another_measurement_configuration_platform_or_debug_gets_nothing(world: World, other: str) -> None:
     changes: dict[str, Any] = {
         "code": {"name": "other code"},
-        "configuration": {"values": world.ks.tee.values | {"replicas": 5}},
+        "configuration": {"values": world.ks.tee.values | {"replicas": 2}},
         "platform": {"key": SigningKey.generate()},
         "debug": {"debug": True},
     }[other]
@@ -223,7 +248,7 @@ def test_s7_hardware_hands_nothing_to_a_simulation_nor_to_another_kind_of_tee() 
 
 
 def test_s7_a_keyservice_without_replicas_hands_over_to_nobody(world: World) -> None:
-    alone = world.start(replicas=0, seed=b"a" * 32)
+    alone = world.start(replicas=0, peers=(), seed=b"a" * 32)
     refused("replicas-none", lambda: alone.post(CHALLENGE_PATH, b"", limit=128))
     refused("replicas-none", lambda: alone.post(HANDOVER_PATH, b"", limit=128))
     bundle = alone.bundle
@@ -329,7 +354,7 @@ def test_s7_the_network_changes_nothing_of_what_is_handed_over(world: World) -> 
 # --- configuration ---
 
 
-@pytest.mark.parametrize("values", [{"replicas": 1}, {"replicas": 8}, {"replicas": -1}])
+@pytest.mark.parametrize("values", [{"replicas": 1}, {"replicas": 4}, {"replicas": -1}])
 def test_s8_replicas_need_witnesses_a_bundle_and_a_sensible_number(world: World, values: dict[str, int]) -> None:
     settings = world.ks.settings
     refused("configuration-malformed", lambda: replace(settings, **values), InvalidInput)  # type: ignore[arg-type]

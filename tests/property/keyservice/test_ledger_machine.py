@@ -13,7 +13,8 @@ from cloister.base.errors import CloisterError, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.rules import authenticate, check
 from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.state import State

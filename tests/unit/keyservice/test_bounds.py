@@ -17,7 +17,8 @@ from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.keyservice import freshness, ledger, sessions
 from cloister.keyservice.freshness import Challenges, QueryNonces, ReplayWindow
-from cloister.keyservice.ledger import Ledger, Proposal
+from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.sessions import AttestedRuntime, Denial, Denials, OpenSession, Sessions
 from cloister.keyservice.settings import Settings
