@@ -1,6 +1,6 @@
 """Make, run and look at a KeyService.
 
-    cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE] [--keep]
+    cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE] [--keep [--replica N]]
     cloister keyservice join   --state DIR --from URL [--keyservice ID] [the options of `run`]
     cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
     cloister keyservice status --state DIR | --address URL
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from cloister.keyservice.settings import Settings
 
 DEFAULT_LISTEN: Final = "127.0.0.1:8440"
+_PEER_S: Final = 5.0  # until a peer that does not answer counts as not running
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("init", "join", "run", "status"), help="what to do")
     parser.add_argument("--state", type=Path, metavar="DIR", help="where root secret and store are")
     parser.add_argument("--keep", action="store_true", help="init: a KeyService that is there already is kept and told")
+    parser.add_argument(
+        "--replica",
+        type=int,
+        default=0,
+        metavar="N",
+        help="init --keep: which of several this is; only 0 makes a KeyService, and only where no --peer answers",
+    )
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default {DEFAULT_LISTEN}")
     parser.add_argument(
         "--simulation-key",
@@ -66,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="run: where another replica answers; once for each, and itself may be among them",
+        help="run, init: where another replica answers; once for each, and itself may be among them",
     )
     parser.add_argument(
         "--from",
@@ -76,7 +86,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="join: one that runs; may repeat",
     )
-    parser.add_argument("--keyservice", metavar="ID", help="join, run: the only KeyService to join, in hexadecimal")
+    parser.add_argument(
+        "--keyservice", metavar="ID", help="join, run, init: the only KeyService to join, in hexadecimal"
+    )
     parser.add_argument(
         "--new",
         action="store_true",
@@ -133,7 +145,12 @@ def _init(args: argparse.Namespace, out: Output) -> int:
             f"{tee.attester.tee.value} has no sealing key to keep the root secret with",
             hint="`cloister keyservice run --new` makes a KeyService that lives as long as one of its replicas runs.",
         )
-    if args.keep and (state / STORE_FILE).exists():
+    there = (state / STORE_FILE).exists(), (state / ROOT_FILE).exists()
+    if args.keep and not any(there) and (args.replica or args.keyservice or _answers(args.peer, clock)):
+        out.result({"replica": args.replica, "state": str(state), "made": False}, "it joins a replica when it runs")
+        return 0
+    # Of several, one with a root secret and no store has just joined, or lost its store: it catches up.
+    if args.keep and (there[0] or (there[1] and args.peer)):
         root = open_root(state / ROOT_FILE, tee.sealer)
     else:
         root = initialise(state, tee, settings, clock)
@@ -149,6 +166,26 @@ def _init(args: argparse.Namespace, out: Output) -> int:
         }
     )
     return 0
+
+
+def _answers(peers: Sequence[str], clock: Clock) -> bool:
+    """Whether some KeyService runs at one of the addresses; which, is for those that join to verify."""
+    from cloister.adapters.http.blocking import HttpClient
+    from cloister.adapters.keyservice import MAX_DESCRIPTION
+    from cloister.base.errors import CloisterError
+
+    client = HttpClient(clock)
+    try:
+        for address in peers:
+            with suppress(CloisterError):
+                answer = client.request(
+                    "GET", address, "/v1/description", deadline_s=_PEER_S, max_answer=MAX_DESCRIPTION
+                )
+                if answer.status == 200:
+                    return True
+    finally:
+        client.close()
+    return False
 
 
 def _join(args: argparse.Namespace, out: Output) -> int:

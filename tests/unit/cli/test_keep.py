@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloister.adapters.http.message import Request, Response
+from cloister.adapters.http.server import HttpServer
 from cloister.cli.main import main
+from cloister.testing.logs import MemoryLog
+from cloister.testing.openwhisk_cloud import Beside
 
 
 def init(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
@@ -49,6 +54,61 @@ def test_a_lost_store_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixt
         path.unlink()
     assert main([*map(str, words)]) == 1
     assert "[state-exists]" in capsys.readouterr().err
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Callable[..., list[object]]:
+    """The words of an init container of one of three replicas."""
+    key, toml = tmp_path / "simulation.key", tmp_path / "keyservice.toml"
+    key.write_text("22" * 32)
+    keys = ", ".join(f'"{letter * 64}"' for letter in "123")
+    toml.write_text(
+        f'bundle_root = "{"5f" * 32}"\nbundle_version = 1\nrollback_protection = "witnesses"\n'
+        f"witnesses = [{keys}]\nwitness_threshold = 2\nreplicas = 3\n"
+    )
+
+    def words(number: int, *peers: str) -> list[object]:
+        named = [word for peer in peers for word in ("--peer", peer)]
+        made = ["keyservice", "init", "--keep", "--state", tmp_path / f"volume-{number}", "--simulation-key", key]
+        return [*made, "--configuration", toml, "--replica", str(number), *named]
+
+    return words
+
+
+def test_of_several_replicas_the_first_is_made_and_the_others_join(
+    replica: Callable[..., list[object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = "http://127.0.0.1:1"
+    made = init(capsys, *replica(0, nobody))
+    assert "log_key" in made
+    for number in (1, 2):
+        assert init(capsys, *replica(number, nobody)) == {
+            "replica": number,
+            "state": str(tmp_path / f"volume-{number}"),
+            "made": False,
+        }
+        assert not (tmp_path / f"volume-{number}").exists()
+    (tmp_path / "volume-0" / "store.sqlite").unlink()  # it catches up with the others
+    assert init(capsys, *replica(0, nobody)) == made
+
+
+def test_a_first_replica_that_lost_its_volume_joins_those_that_run(
+    replica: Callable[..., list[object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def described(request: Request) -> Response:
+        assert request.path == "/v1/description"
+        return Response(200, (), b"whatever; who joins verifies it")
+
+    beside = Beside()
+    server = HttpServer(described, log=MemoryLog())
+    beside.run(server.start())
+    try:
+        assert init(capsys, *replica(0, "http://127.0.0.1:1", server.address))["made"] is False
+    finally:
+        beside.run(server.close())
+        beside.close()
+    # Nor is another one made in place of one that is named.
+    assert init(capsys, *replica(0, "http://127.0.0.1:1"), "--keyservice", "44" * 32)["made"] is False
 
 
 def test_a_witness_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

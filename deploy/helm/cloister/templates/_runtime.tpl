@@ -112,6 +112,8 @@ volumes:
 {{- $_ := mustMergeOverwrite $platform (dict "kind" "static" "static" $static) -}}
 {{- end -}}
 {{- $_ := set $table "platform" $platform -}}
+{{- if eq $at.scaling.by "keda" -}}
 {{- $_ := set $table "scaler" (dict "listen" (printf "%s:9090" .root.Values.listenHost)) -}}
+{{- end -}}
 {{- toJson $table -}}
 {{- end -}}

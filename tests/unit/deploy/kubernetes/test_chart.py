@@ -126,7 +126,7 @@ def test_services_run_commands_that_exist(example: dict[str, Any], render: Rende
             name, *words = container["args"]
             parser = argparse.ArgumentParser(exit_on_error=False)
             importlib.import_module(COMMANDS[name][0]).configure(parser)
-            parser.parse_args(words)
+            parser.parse_args([word.replace("$(REPLICA)", "1") for word in words])
             seen.add(name)
             places = [mount["mountPath"] for mount in container.get("volumeMounts", ())]
             for word in words:
@@ -165,7 +165,6 @@ def test_gateways_read_what_the_chart_writes(example: dict[str, Any], render: Re
     assert len(found) == len(example["pools"])
     services, runtimes = of(objects, "Service"), of(objects, "Deployment")
     for read in found:
-        assert read.scaler.listen == "0.0.0.0:9090"
         if read.platform.kubernetes is not None:
             assert read.platform.on_exit == "leave"
             deployment = runtimes[read.platform.kubernetes.deployment]
@@ -186,6 +185,7 @@ def test_gateways_read_what_the_chart_writes(example: dict[str, Any], render: Re
         assert f"--memory-mb={read.pool.memory_mb:.0f}" in container["args"]
         assert f"--concurrency={read.pool.concurrency}" in container["args"]
         assert read.platform.static.scaled is ("replicas" not in runtimes[name]["spec"])
+        assert read.scaler.listen == ("0.0.0.0:9090" if name in of(objects, "ScaledObject") else "")
 
 
 def test_the_keyservice_reads_what_the_chart_writes(example: dict[str, Any], render: Render, tmp_path: Path) -> None:
@@ -219,7 +219,9 @@ def test_policies_can_name_what_the_runtimes_are(example: dict[str, Any], render
         ({"imgae": {}}, "imgae"),
         ({"keyservice": {"tee": "tdx"}}, "/keyservice/tee"),
         ({"keyservice": {"tee": ""}}, "keyservice.tee is not set"),
-        ({"keyservice": {"replicas": 3}}, "/keyservice/replicas"),
+        ({"keyservice": {"replicas": 3}}, "replicas"),
+        ({"keyservice": {"configuration": {"replicas": 5}}}, "/keyservice/configuration/replicas"),
+        ({"keyservice": {"tlsSecret": "tls"}}, "keyservice.tlsSecret is set and there are replicas"),
         ({"keyservice": {"configuration": {"bundleroot": "00"}}}, "bundleroot"),
         ({"keyservice": {"enabled": False}}, "keyservice.address is not set"),
         ({"pools": {"default": {"tee": ""}}}, "pools.default.tee is not set"),
@@ -365,9 +367,12 @@ def test_flows_are_those_that_are_needed_and_no_others(render: Render, trial: di
         ("keyservice", "{}", "http"),
         ("runtime", "gateway", "http"),
         ("gateway", "{}", "http"),
-        ("gateway", spaces.format("keda"), "scaler"),
         *((component, monitoring, "http") for component in ("witness", "keyservice", "runtime", "gateway")),
     }
+    scaled = of(render(trial, {"pools": {"default": {"scaling": {"by": "keda"}}}}), "NetworkPolicy")
+    keda = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}
+    (rule,) = [rule for rule in scaled["prod-cloister-gateway"]["spec"]["ingress"] if rule["from"] == [keda]]
+    assert rule["ports"] == [{"protocol": "TCP", "port": "scaler"}]
     assert flows("egress", "to") == {
         ("None", spaces.format("kube-system"), 53),
         ("keyservice", "keyservice", 8080),
@@ -397,6 +402,33 @@ def test_stateful_services_are_apart_and_keep_their_volumes(render: Render, tria
     urls = [word for word in service["containers"][0]["args"] if word.startswith("--witness=")]
     assert urls[2] == "--witness=http://prod-cloister-witness-2.prod-cloister-witness.ml.svc:8080"
     assert len(urls) == 3
+
+
+def test_replicas_are_as_many_as_the_measured_configuration_says(render: Render, trial: dict[str, Any]) -> None:
+    def keyservice(replicas: int, **more: Any) -> tuple[dict[str, Any], list[str], list[str]]:
+        objects = render(trial, {"keyservice": {"configuration": {"replicas": replicas}, **more}})
+        found = of(objects, "StatefulSet")["prod-cloister-keyservice"]
+        spec = found["spec"]["template"]["spec"]
+        return found, spec["initContainers"][-1]["args"], spec["containers"][0]["args"]
+
+    found, init, run = keyservice(3)
+    assert found["spec"]["replicas"] == 3
+    assert found["spec"]["podManagementPolicy"] == "OrderedReady"
+    peers = [
+        f"--peer=http://prod-cloister-keyservice-{number}.prod-cloister-keyservice-peers.ml.svc:8080"
+        for number in range(3)
+    ]
+    assert found["spec"]["serviceName"] == "prod-cloister-keyservice-peers"
+    assert [word for word in run if word.startswith("--peer")] == peers
+    assert [word for word in init if word.startswith("--peer")] == peers
+    assert "--replica=$(REPLICA)" in init
+    (variable,) = found["spec"]["template"]["spec"]["initContainers"][-1]["env"]
+    assert variable["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.labels['apps.kubernetes.io/pod-index']"
+    pinned = keyservice(3, id="44" * 32)
+    assert all(f"--keyservice={'44' * 32}" in words for words in pinned[1:])
+    found, init, run = keyservice(0)
+    assert found["spec"]["replicas"] == 1
+    assert not [word for word in (*init, *run) if word.startswith(("--peer", "--replica", "--keyservice="))]
 
 
 def test_simulation_is_loud(chart: Any, trial: dict[str, Any]) -> None:
