@@ -182,10 +182,9 @@ async def serve(stand_in: StandIn, listen: Listen, *, ready_after_s: float = 0.0
     stopping = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     server = HttpServer(stand_in, log=JsonLog(SystemClock()), limits=ServerLimits(max_body=MAX_BODY))
-    stand_in.ready = False
+    stand_in.ready = not ready_after_s
     await server.start(listen.host, listen.port, path=listen.path)
-    await asyncio.sleep(ready_after_s)
-    stand_in.ready = True
+    loop.call_later(ready_after_s, setattr, stand_in, "ready", True)
     await stopping.wait()
     await server.drain(10.0)
 

@@ -10,7 +10,7 @@ import pytest
 from cloister.base.errors import InvalidInput
 from cloister.cli.main import main
 from cloister.crypto.digest import Context, digest
-from cloister.runtime.app import Listen
+from cloister.runtime.app import Listen, default_listen
 from cloister.runtime.isolation import Isolation
 from cloister.runtime.options import RuntimeOptions
 
@@ -72,3 +72,12 @@ def test_where_to_listen() -> None:
     for text in ("", "x", "host:", "host:port", "host:99999", "unix:relative"):
         with pytest.raises(InvalidInput):
             Listen.parse(text)
+
+
+def test_the_port_that_a_platform_tells_counts_where_nobody_says_more() -> None:
+    assert default_listen({}, "127.0.0.1:8441") == "127.0.0.1:8441"
+    assert default_listen({"PORT": ""}, "127.0.0.1:8441") == "127.0.0.1:8441"
+    assert Listen.parse(default_listen({"PORT": "8080"}, "127.0.0.1:8441")) == Listen("0.0.0.0", 8080)
+    for port in ("0", "65536", "80 80", "\u0661", "http"):
+        with pytest.raises(InvalidInput, match="PORT"):
+            default_listen({"PORT": port}, "")

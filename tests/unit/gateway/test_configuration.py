@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from cloister.platforms.static.settings import StaticSettings
 from cloister.testing.gateway import MODEL, toml
 
 LEAST = b'[platform]\ncommand = ["runtime"]\n'
+KUBERNETES = "[platform]\nkind = 'kubernetes'\n[platform.kubernetes]\n"
+KNATIVE = "[platform]\nkind = 'knative'\n[platform.knative]\n"
 STATIC = "[platform]\nkind = 'static'\n[platform.static]\naddresses = ['http://runtime:8080', 'unix:/run/r']\n"
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "gateway-configuration.md"
 
@@ -58,6 +62,19 @@ def test_a_command_is_enough() -> None:
         ("[platform]\nkind = 'static'\n[platform.static]\naddresses = ['runtime:8080']", "platform.static.addresses"),
         ("[platform]\nkind = 'static'\n[platform.static]\naddresses = ['http://a/b']", "platform.static.addresses"),
         (STATIC + "poll_s = 0", "platform.static.poll_s"),
+        (KUBERNETES + "deployment = 'A'", "platform.kubernetes.deployment"),
+        (KUBERNETES + "deployment = ''", "platform.kubernetes.deployment"),
+        (KUBERNETES + "container = 'a b'", "platform.kubernetes.container"),
+        (KUBERNETES + "port = 0", "platform.kubernetes.port"),
+        (KUBERNETES + "namespace = 'a.b'", "platform.kubernetes.namespace"),
+        (KUBERNETES + "poll_s = 0.5", "platform.kubernetes.poll_s"),
+        (KUBERNETES + "manifest = 'x'", "platform.kubernetes.manifest"),
+        (KNATIVE, "platform.knative.manifest"),
+        (KNATIVE + "manifest = 'x'\ndeployment = 'a.b'", "platform.knative.deployment"),
+        (KNATIVE + f"manifest = 'x'\ndeployment = '{'a' * 41}'", "platform.knative.deployment"),
+        (KNATIVE + "manifest = 'x'\nnamespace = 'A'", "platform.knative.namespace"),
+        (KNATIVE + "manifest = 'x'\nport = 1", "platform.knative.port"),
+        ("[platform]\ncommand = ['x']\n[platform.knative]\nmanifest = 'x'", "platform.knative.manifest"),
         (STATIC + "failures = 0", "platform.static.failures"),
         (STATIC + "address = 'x'", "platform.static.address"),
         ("[platform]\ncommand = ['x']\n[platform.static]\naddresses = ['http://a:1']", "platform.static.addresses"),
@@ -144,3 +161,33 @@ def test_the_example_in_the_reference_is_good() -> None:
     assert blocks
     for block in blocks:
         config.parse(block.partition("```")[0].encode())
+
+
+def test_a_gateway_in_a_cluster_needs_little() -> None:
+    found = config.parse(KUBERNETES.encode()).platform
+    assert found.kubernetes is not None
+    assert (found.kubernetes.deployment, found.kubernetes.container, found.kubernetes.port) == (
+        "cloister-runtime",
+        "runtime",
+        8080,
+    )
+    other = config.parse((KNATIVE + "manifest = '/etc/service.yaml'\nnamespace = 'ml'").encode()).platform
+    assert other.knative is not None
+    assert (other.manifest, other.knative.cluster.namespace) == ("/etc/service.yaml", "ml")
+    old, new = config.parse(KUBERNETES.encode()), config.parse((KUBERNETES + "port = 9").encode())
+    assert config.changes(old, new).restart == ("platform.kubernetes",)
+
+
+def test_no_driver_and_no_client_of_a_cluster_is_loaded_before_one_is_configured(tmp_path: Path) -> None:
+    """Nor is either where a runtime or a KeyService could reach it."""
+    names = (
+        "kubernetes",
+        "aiohttp",
+        "yaml",
+        "cloister.platforms.kubernetes.driver",
+        "cloister.platforms.knative.driver",
+    )
+    check = f"import sys; print([name for name in {names} if name in sys.modules])"
+    loads = "import cloister.control.gateway.app, cloister.runtime.app, cloister.keyservice.app, cloister.cli.gateway"
+    done = subprocess.run([sys.executable, "-c", f"{loads}; {check}"], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

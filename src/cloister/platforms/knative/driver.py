@@ -123,7 +123,9 @@ class KnativePlatform:
         """See the port. As last heard of the API. Knative does not say where its pods run."""
         await self.open()
         return tuple(
-            Running(p.instance, p.group, p.address, p.ready, p.address) for p in self._places.values() if not p.stopping
+            Running(p.instance, p.group, p.address, p.ready, p.address)
+            for p in self._places.values()
+            if not p.stopping or p.reason
         )
 
     async def events(self) -> AsyncIterator[Event]:

@@ -76,15 +76,15 @@ class KubeApi:
 
     async def get(self, resource: Resource, name: str) -> Object:
         """One object. :raises CloisterError: as :meth:`Told.error`."""
-        return await self._repeat(_Call("get", "GET", resource, name))
+        return await self._repeat(_Call("get", "GET", resource, name)) or {}
 
     async def patch(self, resource: Resource, name: str, change: Mapping[str, object]) -> Object:
         """A JSON merge patch (RFC 7396); None removes. :raises CloisterError: as :meth:`Told.error`."""
-        return await self._repeat(_Call("patch", "PATCH", resource, name, body=change))
+        return await self._repeat(_Call("patch", "PATCH", resource, name, body=change)) or {}
 
     async def create(self, resource: Resource, value: Mapping[str, object]) -> bool:
         """False when there is one of this name already. :raises CloisterError: as :meth:`Told.error`."""
-        return bool(await self._repeat(_Call("create", "POST", resource, body=value), fine=(409,)))
+        return await self._repeat(_Call("create", "POST", resource, body=value), fine=(409,)) is not None
 
     async def delete(self, resource: Resource, name: str, *, uid: str = "", foreground: bool = False) -> bool:
         """Delete exactly this object; False when there is none, or it is another one by now.
@@ -97,7 +97,8 @@ class KubeApi:
             options["preconditions"] = {"uid": uid}
         if foreground:
             options["propagationPolicy"] = "Foreground"
-        return bool(await self._repeat(_Call("delete", "DELETE", resource, name, body=options), fine=(404, 409)))
+        call = _Call("delete", "DELETE", resource, name, body=options)
+        return await self._repeat(call, fine=(404, 409)) is not None
 
     async def all_of(self, resource: Resource, selector: str) -> tuple[list[Object], str]:
         """All that match, and the version that this was true at. :raises CloisterError: as :meth:`Told.error`."""
@@ -111,10 +112,10 @@ class KubeApi:
         query = {"labelSelector": selector, "limit": str(PAGE)}
         found: list[Object] = []
         while True:
-            page = await self._repeat(_Call("list", "GET", resource, query=query))
+            page = await self._repeat(_Call("list", "GET", resource, query=query)) or {}
             items, meta = page.get("items"), page.get("metadata")
             if not isinstance(items, list) or not isinstance(meta, dict):
-                raise _malformed("a list")
+                raise malformed("a list")
             found += [_object(item) for item in items]
             if not meta.get("continue"):
                 return found, str(meta.get("resourceVersion", ""))
@@ -148,8 +149,8 @@ class KubeApi:
 
     # --- calls ---
 
-    async def _repeat(self, call: _Call, *, fine: tuple[int, ...] = ()) -> Object:
-        """A call that does no harm when it is carried out twice; an empty object for statuses that are ``fine``."""
+    async def _repeat(self, call: _Call, *, fine: tuple[int, ...] = ()) -> Object | None:
+        """A call that does no harm when it is carried out twice; None for statuses that are ``fine``."""
         wait = BACKOFF_S
         for attempt in range(ATTEMPTS):
             try:
@@ -161,7 +162,7 @@ class KubeApi:
                 wait *= 2
         raise AssertionError  # pragma: no cover  # the last attempt returns or raises
 
-    async def _once(self, call: _Call, fine: tuple[int, ...]) -> Object:
+    async def _once(self, call: _Call, fine: tuple[int, ...]) -> Object | None:
         async with _translated():
             response = await self._send(call)
             if response.status == 401:  # a token or a certificate that was renewed since
@@ -173,9 +174,9 @@ class KubeApi:
                 async for piece in response.content.iter_any():
                     data += piece
                     if len(data) > MAX_ANSWER:
-                        raise _malformed("short enough")
+                        raise malformed("short enough")
                 if response.status in fine:
-                    return {}
+                    return None
                 if response.status not in (200, 201, 202):
                     raise self._told(call, response, bytes(data))
                 return _json(bytes(data))
@@ -276,17 +277,18 @@ def _json(data: bytes) -> Object:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _malformed("JSON") from error
+        raise malformed("JSON") from error
     return _object(value)
 
 
 def _object(value: object) -> Object:
     if not isinstance(value, dict):
-        raise _malformed("an object")
+        raise malformed("an object")
     return value
 
 
-def _malformed(what: str) -> Unavailable:
+def malformed(what: str) -> Unavailable:
+    """Whoever answered is not the Kubernetes API, or not quite."""
     return Unavailable(
         "platform-unavailable", f"the Kubernetes API answered something that is not {what}", retry_after=1.0
     )

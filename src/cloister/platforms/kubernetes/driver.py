@@ -18,7 +18,7 @@ from typing import Final
 from cloister.adapters.http.client import AsyncHttpClient
 from cloister.adapters.logs import EventLog
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
-from cloister.platforms.kubernetes.api import KubeApi, Object, jittered
+from cloister.platforms.kubernetes.api import KubeApi, Object, jittered, malformed
 from cloister.platforms.kubernetes.draining import GIVE_UP_S, drained
 from cloister.platforms.kubernetes.mirror import FIRST_WAIT_S, LAST_WAIT_S, Mirror
 from cloister.platforms.kubernetes.pods import (
@@ -182,19 +182,19 @@ class KubernetesPlatform:
         async with self._settling:
             await self._scale()
         with contextlib.suppress(TimeoutError):  # those that were nobody's, too
-            await asyncio.wait_for(self._empty.wait(), self.settings.stop_grace_s + GIVE_UP_S)
+            async with asyncio.timeout(self.settings.stop_grace_s + GIVE_UP_S):
+                await self._empty.wait()
 
     # --- what the API says ---
 
     async def _read_scale(self) -> str:
         """The Deployment's number of replicas, and the selector of its pods."""
         scale = await self._api.get(SCALE, self.settings.deployment)
-        spec, status = scale.get("spec"), scale.get("status")
-        wanted = spec.get("replicas", 0) if isinstance(spec, dict) else 0
+        status = scale.get("status")
         selector = status.get("selector") if isinstance(status, dict) else None
         if not isinstance(selector, str) or not selector:  # it would be every pod of the namespace
             raise InvalidInput("platform-limit", f"the Deployment {self.settings.deployment} has no selector")
-        self._replicas = wanted if isinstance(wanted, int) else 0
+        self._replicas = _replicas(scale)
         self._read_at = self._now
         return selector
 
@@ -391,7 +391,9 @@ class KubernetesPlatform:
         held |= {place.uid for place in self._places.values() if place.uid and place.uid not in self._doomed}
         wanted = len(held) + sum(not place.uid for place in self._places.values())
         if wanted != self._replicas:
-            await self._api.patch(SCALE, self.settings.deployment, {"spec": {"replicas": wanted}})
+            scale = await self._api.patch(SCALE, self.settings.deployment, {"spec": {"replicas": wanted}})
+            if _replicas(scale) != wanted:
+                raise malformed("what it was asked for")
             self._replicas = wanted
 
     async def _bind(self) -> None:
@@ -416,7 +418,9 @@ class KubernetesPlatform:
             "annotations": {GROUP: place.group, COST: BOUND_COST},
         }
         try:
-            await self._api.patch(PODS, place.pod, {"metadata": change})
+            made = await self._api.patch(PODS, place.pod, {"metadata": change})
+            if Pod.read(made, self.settings.container, self.settings.port).instance != place.instance:
+                raise malformed("what it was asked for")
         except InvalidInput as error:  # it went meanwhile
             if place.uid == uid:
                 self._unbind(place)
@@ -437,3 +441,15 @@ class KubernetesPlatform:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _replicas(scale: Object) -> int:
+    """What is asked for; the API leaves a zero out, and answers nothing of the kind where it is no Scale.
+
+    :raises Unavailable: ``platform-unavailable``.
+    """
+    spec = scale.get("spec")
+    wanted = spec.get("replicas", 0) if isinstance(spec, dict) else None
+    if not isinstance(wanted, int):
+        raise malformed("a Scale")
+    return wanted

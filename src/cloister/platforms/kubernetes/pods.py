@@ -80,7 +80,7 @@ def _ended(status: Mapping[str, Any], container: str) -> str:
         for state in (_map(one, "state"), _map(one, "lastState")):
             over = state.get("terminated")
             if isinstance(over, dict):
-                return _said("its container ended", f"exit code {over.get('exitCode')}", over)
+                return _said("its container ended", f"exit code {over.get('exitCode')}", _last_words(over))
         waiting = _map(_map(one, "state"), "waiting")
         if waiting.get("reason") in _HOPELESS:
             return _said("its container cannot run", "", waiting)
@@ -106,6 +106,13 @@ def _waits(status: Mapping[str, Any], container: str) -> str:
     if waiting:
         return _said("its container waits", "", waiting)
     return "its container runs, and its readiness probe (/readyz) does not answer 200"
+
+
+def _last_words(over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The last line that a container wrote: what it ended of, where it says so."""
+    message = over.get("message")
+    lines = [line for line in message.splitlines() if line.strip()] if isinstance(message, str) else []
+    return {**over, "message": lines[-1] if lines else ""}
 
 
 def _said(what: str, more: str, state: Mapping[str, Any]) -> str:

@@ -44,7 +44,8 @@ class Controllers:
                     self._serve(service)
                 self._collect()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(moved.wait(), 0.1)
+                async with asyncio.timeout(0.1):  # wait_for loses a cancellation that comes with the event
+                    await moved.wait()
 
     # --- Deployments ---
 

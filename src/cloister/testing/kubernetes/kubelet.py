@@ -59,6 +59,7 @@ class Kubelet:
         for process in self._processes.values():
             process.kill()
             process.wait()
+        self._processes.clear()
         await self._client.close()
         self._folder.cleanup()
 
@@ -96,7 +97,8 @@ class Kubelet:
                 self._store.remove("pods", name)
             await moved.wait()
         self._count += 1
-        node = self._nodes[self._count % len(self._nodes)]
+        nodes = [node for node in self._nodes if node not in self.lost_nodes]
+        node = nodes[self._count % len(nodes)]
         self._store.change("pods", name, lambda pod: pod["spec"].update(nodeName=node))
         self._condition(name, "PodScheduled", True)
         return node

@@ -293,7 +293,8 @@ class ApiServer:
                         if event is not None and not self.muted and change.version not in self._lost:
                             yield event
                 try:
-                    await asyncio.wait_for(moved.wait(), min(self.bookmark_s, max(0.0, end - loop.time())))
+                    async with asyncio.timeout(min(self.bookmark_s, max(0.0, end - loop.time()))):
+                        await moved.wait()
                 except TimeoutError:
                     if marks and not self.muted:
                         yield _line("BOOKMARK", _bookmark(plural, kind, seen))
