@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import re
 import secrets
+import ssl
 import threading
 from types import TracebackType
 from urllib.parse import parse_qs, unquote
@@ -28,18 +29,22 @@ class ObjectServer:
     """A context manager; runs its own thread. Paths are ``/bucket/name``; Azure is spoken where ``x-ms-`` headers are.
 
     :param buckets: that exist.
+    :param tls: for ``https``.
     :param public: everybody may read. :param delay_s: before each answer, as from far away.
     :ivar objects: content by path.
     :ivar uploads: parts of uploads under way, by id, or by path for Azure.
     """
 
-    def __init__(self, *buckets: str, public: bool = False, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, *buckets: str, public: bool = False, delay_s: float = 0.0, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, Parts] = {}
         self.address = ""
         self._buckets = frozenset(buckets)
         self._public = public
         self._delay_s = delay_s
+        self._tls = tls
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="object-server")
 
@@ -57,7 +62,7 @@ class ObjectServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         server = HttpServer(self._answer, log=MemoryLog(), limits=ServerLimits(max_body=64 * MIB))
-        await server.start()
+        await server.start(tls=self._tls)
         self.address = server.address
         self._ready.set()
         await self._stop.wait()

@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cloister.adapters.clock import SystemClock
+from cloister.adapters.http.tls import server_context
 from cloister.adapters.modelstore.object_url import parse
 from cloister.adapters.modelstore.objects import ObjectStore
 from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import Place
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.ids import ModelId
+from cloister.testing.authority import Authority
 from cloister.testing.faulty_proxy import Fault, Rule
+from cloister.testing.object_server import ObjectServer
 from cloister.testing.s3_server import SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.xdist_group("stores")  # one server for all
@@ -214,6 +219,31 @@ def test_uploads_go_on_through_faults_and_can_be_repeated(remote: Any) -> None:
         remote.store.write(PLACE, "other.bin", [content[:100]])
     remote.proxy.rule = lambda _head, _number: None
     remote.store.write(PLACE, "other.bin", [content[:100]])
+
+
+# --- TLS ---
+
+
+def test_a_private_authority_has_to_be_named(tmp_path: Path, surroundings: None) -> None:
+    authority = Authority(tmp_path, SystemClock().now())
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.certificate.public_bytes(Encoding.PEM))
+    with ObjectServer("bucket", tls=server_context(*authority.issue("127.0.0.1"))) as server:
+        url = f"gs://bucket/models?endpoint={server.address}"
+        store = ObjectStore(parse(f"{url}&ca={ca}"), Patience(SystemClock()))
+        store.write(PLACE, "manifest", [b"m"])
+        assert store.read(PLACE, "manifest", limit=1) == b"m"
+        with pytest.raises(Unavailable, match="store-misconfigured") as error:
+            ObjectStore(parse(url), Patience(SystemClock())).latest(PLACE.model)
+        assert "?ca=" in (error.value.hint or "")
+    with ObjectServer("bucket", tls=server_context(*authority.issue("elsewhere.example"))) as server:
+        store = ObjectStore(parse(f"gs://bucket/models?endpoint={server.address}&ca={ca}"), Patience(SystemClock()))
+        with pytest.raises(Unavailable, match="store-misconfigured"):
+            store.latest(PLACE.model)
+    (tmp_path / "no.pem").write_text("nothing of the kind")
+    for file in ("no.pem", "absent.pem"):
+        with pytest.raises(InvalidInput, match="store-url-malformed"):
+            ObjectStore(parse(f"{url}&ca={tmp_path / file}"), Patience(SystemClock()))
 
 
 # --- S3 alone ---

@@ -5,14 +5,21 @@ Between them and the server lies a network that fails.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.modelstore.opened import open_store
+from cloister.adapters.modelstore.patience import Patience
 from cloister.base.errors import CloisterError, Refused, Tampered, Unavailable
 from cloister.base.ids import ModelId
 from cloister.client.client import Client
@@ -91,6 +98,29 @@ def test_from_packing_to_answer(served: Cloud, s3: S3Server) -> None:
     for log in served.cloud.log_files:
         assert SECRET_KEY not in log.read_text("utf-8", "replace")
         assert plain not in log.read_bytes()
+
+
+def test_the_command_line_publishes_to_a_url(served: Cloud, s3: S3Server) -> None:
+    source, packed = served.cloud.folder / "cli.onnx", served.cloud.folder / "cli-packed"
+    source.write_bytes(small.matrix(WEIGHTS))
+    served.client.pack(source, packed, name="cli", version=1, tuned=False)
+    environment = {**os.environ, "CLOISTER_HOME": str(served.cloud.home)}
+    command = [sys.executable, "-m", "cloister", "model", "publish", str(packed), "--as", "both", "--json"]
+
+    def publish(url: str) -> tuple[int, dict[str, Any]]:
+        done = subprocess.run(
+            [*command, "--store", url], capture_output=True, text=True, env=environment, timeout=60, check=False
+        )
+        return done.returncode, json.loads(done.stdout or done.stderr)
+
+    status, told = publish(s3.url("nobody-made-it"))
+    assert status
+    assert "store-misconfigured" in json.dumps(told)
+    assert SECRET_KEY not in json.dumps(told)
+    status, told = publish(s3.url(BUCKET, "elsewhere"))
+    assert status == 0, told
+    store = open_store(s3.url(BUCKET, "elsewhere"), HttpClient(SystemClock()), Patience(SystemClock()))
+    assert store.latest(served.client.own_model("cli")) is not None
 
 
 def test_through_cuts_and_refusals(served: Cloud) -> None:

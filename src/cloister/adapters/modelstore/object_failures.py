@@ -59,6 +59,11 @@ def failure(error: Exception, url: ObjectUrl, model: ModelId, name: str) -> Cloi
         return failures.misconfigured(
             "has an endpoint without TLS", "Write it into the URL: ?endpoint=http://..., not into the environment."
         )
+    if "InvalidCertificate(" in text:
+        return failures.misconfigured(
+            "has a certificate that is not accepted",
+            "Name a private authority by ?ca=FILE; the certificate must be of this host.",
+        )
     return failures.unavailable("cannot be reached" if "kind: Connect" in text else "does not answer")
 
 
