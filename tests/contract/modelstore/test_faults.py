@@ -20,6 +20,7 @@ from cloister.adapters.modelstore.port import Place
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.ids import ModelId
 from cloister.testing.authority import Authority
+from cloister.testing.clock import FakeClock
 from cloister.testing.faulty_proxy import Fault, Rule
 from cloister.testing.object_server import ObjectServer
 from cloister.testing.s3_server import SECRET_KEY, S3Server
@@ -259,6 +260,26 @@ def test_a_bucket_that_is_not_there(s3: S3Server) -> None:
         with pytest.raises(Unavailable, match="store-misconfigured") as error:
             ask()
         assert "bucket" in str(error.value)
+
+
+def test_credentials_that_cannot_be_had_any_more(tmp_path: Path, s3: S3Server) -> None:
+    file = tmp_path / "credentials"
+    file.write_text(s3.credentials().read_text())
+    url = f"s3://bucket/models?region=us-east-1&endpoint={s3.address}&credentials={file}"
+    long_ago = Patience(FakeClock(1_600_000_000.0), attempts=1)  # so they are asked for each time
+    store = ObjectStore(parse(url), long_ago)
+    assert store.latest(ModelId(b"n" * 32, "nothing")) is None
+    file.unlink()
+    with pytest.raises(Unavailable, match="store-denied"):
+        store.latest(ModelId(b"n" * 32, "nothing"))
+
+
+def test_without_authorities_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, "/nonexistent")
+    with pytest.raises(InvalidInput, match="store-url-malformed") as error:
+        open_s3("s3://bucket/models?region=us-east-1&anonymous=true")
+    assert "ca-certificates" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize(("status", "code"), [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")])

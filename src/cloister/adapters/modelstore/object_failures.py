@@ -7,7 +7,7 @@ from typing import Final
 
 from cloister.adapters.modelstore import failures
 from cloister.adapters.modelstore.object_url import Kind, ObjectUrl
-from cloister.base.errors import CloisterError
+from cloister.base.errors import CloisterError, InvalidInput
 from cloister.base.ids import ModelId
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
@@ -51,6 +51,8 @@ def failure(error: Exception, url: ObjectUrl, model: ModelId, name: str) -> Cloi
         return failures.not_found(model, name)
     if status:
         return failures.of_status(status, model, name, hint=_denied_hint(url))
+    if type(error).__name__ == "UnauthenticatedError":  # before anything was sent
+        return failures.denied("Its credentials cannot be had any more: the file or service that gave them fails.")
     if "NotPartial" in text:
         return failures.misconfigured(
             "answers with a whole file where a range was asked for", "The endpoint must support range requests."
@@ -65,6 +67,16 @@ def failure(error: Exception, url: ObjectUrl, model: ModelId, name: str) -> Cloi
             "Name a private authority by ?ca=FILE; the certificate must be of this host.",
         )
     return failures.unavailable("cannot be reached" if "kind: Connect" in text else "does not answer")
+
+
+def unopened(error: Exception, url: ObjectUrl) -> InvalidInput:
+    """The settings are not good enough to begin with."""
+    hint = "Check the URL's options, the files it names, and the variables of the environment."
+    if "No CA certificates" in str(error):
+        hint = "This machine has no certificate authorities: install ca-certificates, or set SSL_CERT_FILE."
+    return InvalidInput(
+        "store-url-malformed", f"the {url.kind.value} store cannot be opened with these settings", hint=hint
+    )
 
 
 def _denied_hint(url: ObjectUrl) -> str:

@@ -12,11 +12,11 @@ from itertools import chain
 from typing import Any, Final
 
 from cloister.adapters.modelstore import failures
-from cloister.adapters.modelstore.object_failures import failure
+from cloister.adapters.modelstore.object_failures import failure, unopened
 from cloister.adapters.modelstore.object_url import Kind, ObjectUrl
 from cloister.adapters.modelstore.patience import Patience
 from cloister.adapters.modelstore.port import Place, latest_path, read_hint
-from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.errors import Unavailable
 from cloister.base.ids import ModelId
 
 _HINT: Final = 256
@@ -170,11 +170,7 @@ class ObjectStore:
                 **extra,
             )
         except self._errors as error:
-            raise InvalidInput(
-                "store-url-malformed",
-                f"the {self._url.kind.value} store cannot be opened with these settings",
-                hint="Check the URL's options, the files it names, and the variables of the environment.",
-            ) from error
+            raise unopened(error, self._url) from error
 
     def _writing(self) -> Any:
         if self._writer is None:
