@@ -13,6 +13,7 @@ import signal
 import threading
 from pathlib import Path
 
+from cloister.adapters.modelstore.opened import check
 from cloister.base.errors import Unavailable
 from cloister.cli.output import Output
 from cloister.runtime.isolation import Isolation
@@ -44,6 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Start, say where everything is, and wait."""
+    if args.store:
+        check(args.store)
     cloud = LocalCloud(
         args.state,
         keyservice_listen=args.keyservice,
