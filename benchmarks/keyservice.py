@@ -1,11 +1,14 @@
 """Statements and releases a second, start-up time and proof sizes of one KeyService on SQLite.
 
     python benchmarks/keyservice.py [--threads 1,16] [--count 2000] [--entries 1000,10000]
-                                    [--witnesses 0,3] [--away-ms 0]
+                                    [--witnesses 0,3] [--away-ms 0] [--replicas 0,3]
 
 In this process, without HTTP: sealed call in, sealed reply out, durable in between. Clients' work (sealing, signing)
 is done before the clock starts, so that it is the KeyService that is measured; 16 threads share fsyncs. Witnesses are
 processes on this machine, reached over HTTP, as far away as --away-ms says (there and back); more than half must sign.
+
+With --replicas each KeyService is a process, asked over HTTP by one caller at a time, with three witnesses: 0 is one
+alone; of 3 the one that leads is asked, is then killed, and another asked until it answers.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from pathlib import Path
 
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.keyservice import MAX_REPLY
 from cloister.adapters.witness import HttpWitness, WitnessPort
+from cloister.base.errors import CloisterError
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.keyservice.app import begin
@@ -33,10 +38,12 @@ from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.sqlite_store import SqliteRows
 from cloister.log.entry import STATEMENT
-from cloister.testing.embedded import EmbeddedKeyService
+from cloister.testing.embedded import EmbeddedKeyService, attest_request
+from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person
+from cloister.testing.replica_processes import ReplicaProcesses
 from cloister.testing.witness import WitnessProcess
-from cloister.wire import calls, cbor
+from cloister.wire import calls, cbor, provisioning
 from cloister.wire.calls import Description
 from cloister.wire.provisioning import ReleaseRequest
 from cloister.wire.statements import (
@@ -172,6 +179,97 @@ def measured(ks: EmbeddedKeyService, threads: int, count: int) -> dict[str, floa
     }
 
 
+def replicated(replicas: int, count: int) -> dict[str, float]:
+    """Medians over HTTP, and how long nobody acknowledges after ``kill -9`` of the one that leads."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        world = ReplicaProcesses(folder, count=max(replicas, 2))
+        single = (
+            None
+            if replicas
+            else KeyServiceProcess(
+                _made(folder / "single"),
+                settings=_alone(world),
+                arguments=tuple(word for witness in world.witnesses for word in ("--witness", witness.address)),
+            )
+        )
+        try:
+            if single is not None:
+                for witness in world.witnesses:
+                    witness.add(single.root.log_key.public_key)
+                single.start()
+            else:
+                world.start_all()
+            leader = 0 if single else world.leader()
+            address = single.address if single else world.replicas[leader].address
+            root = single.root if single else world.root
+            found = {"replicas": replicas, **over_http(HttpCaller(address), root.id, world, count)}
+            if not single:
+                found["silent_s"] = silence(world, leader)
+            return found
+        finally:
+            if single is not None:
+                single.kill()
+            world.close()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _alone(world: ReplicaProcesses) -> str:
+    keys = json.dumps([witness.key.public_key.hex() for witness in world.witnesses])
+    simulation = world.runtime.key.public_key.hex()
+    protection = f'rollback_protection = "witnesses"\nwitnesses = {keys}\nwitness_threshold = 2\n'
+    return f'{protection}simulation_keys = ["{simulation}"]\n'
+
+
+def over_http(caller: HttpCaller, keyservice: bytes, world: ReplicaProcesses, count: int) -> dict[str, float]:
+    owner = Person(keyservice, world.clock)
+    policy = world.runtime.policy()
+    model = ModelId(owner.id, "model")
+    consent = Consent(model, policy.digest, None, REQUEST_KEY, key_commitment(KEY), Validity())
+    for body, keys in (
+        (None, ()),
+        (DefinePolicy(policy.encode()), ()),
+        (PublishModel("model", 1, b"1" * 32, key_commitment(KEY)), (KEY,)),
+        (Grant("model", owner.id, policy.digest, Validity(), 0), ()),
+        (consent, (KEY,)),
+    ):
+        caller.call(calls.STATEMENT, owner.register() if body is None else owner.statement(body), keys)
+    statements = [
+        calls.seal_call(
+            caller.description,
+            calls.STATEMENT,
+            owner.statement(Grant("model", number.to_bytes(32, "big"), policy.digest, Validity(), 0)),
+        ).data
+        for number in range(count)
+    ]
+    _, latency = timed([[lambda data=data: caller.post("/v1/call", data, limit=MAX_REPLY) for data in statements]])
+    request, key = attest_request(world.runtime, caller.post("/v1/challenge", b"", limit=1024))
+    session = provisioning.accept_session(caller.call(calls.ATTEST, request.encode()), request, key)
+    wanted = ReleaseRequest(owner.id, model, REQUEST_KEY, key_commitment(KEY)).fields()
+    sealed = [provisioning.seal_session_call(session, number, wanted) for number in range(1, count + 1)]
+    _, released = timed([[lambda data=data: caller.post("/v1/session", data, limit=MAX_REPLY) for data in sealed]])
+    return {"statement_median_ms": round(latency, 2), "release_median_ms": round(released, 2)}
+
+
+def silence(world: ReplicaProcesses, leader: int) -> float:
+    """Seconds from ``kill -9`` to the next acknowledgement."""
+    person = Person(world.root.id, world.clock)
+    world.replicas[leader].kill()
+    killed = time.monotonic()
+    while True:
+        try:
+            caller = HttpCaller(world.replicas[(leader + 1) % len(world.replicas)].address)
+            caller.call(calls.STATEMENT, person.register(sequence=1))
+        except CloisterError:
+            time.sleep(0.05)
+        else:
+            return round(time.monotonic() - killed, 2)
+
+
 def startup(entries: int) -> dict[str, float]:
     """Replay of a log of grants, without snapshots."""
     clock, root, settings = SystemClock(), root_of(SecretBytes(SEED)), Settings()
@@ -231,13 +329,16 @@ def main() -> None:
     parser.add_argument("--entries", default="1000,10000")
     parser.add_argument("--witnesses", default="0")
     parser.add_argument("--away-ms", type=float, default=0.0)
+    parser.add_argument("--replicas", default="")
     args = parser.parse_args()
     result = {
         "throughput": [
             throughput(int(threads), args.count, int(witnesses), args.away_ms)
             for witnesses in args.witnesses.split(",")
             for threads in args.threads.split(",")
+            if threads
         ],
+        "replicas": [replicated(int(number), args.count) for number in args.replicas.split(",") if number],
         "startup": [startup(int(entries)) for entries in args.entries.split(",") if entries],
     }
     print(json.dumps(result, indent=2))

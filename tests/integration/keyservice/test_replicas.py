@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -143,8 +146,15 @@ def test_kill_9_of_the_one_that_leads_loses_no_statement_and_no_request(replicas
     for count in said:
         digest = simulation_policy(count.to_bytes(48, "big")).digest
         assert owner.account.ask("policy", {"digest": digest})["policy"] == policy(count).policy
-    roles = {replicas.role(number)["role"] for number in range(3)}
-    assert roles == {"leader", "follower"}
+    roles = [replicas.role(number)["role"] for number in range(3)]
+    assert sorted(roles) == ["follower", "follower", "leader"]
+    # what is passed on is passed on once, and an operator sees who leads
+    address = replicas.replicas[roles.index("follower")].address
+    answer = client.request("GET", address, "/v1/description", headers=[("cloister-forwarded", "1")])
+    assert (answer.status, b"keyservice-no-leader" in bytes(answer.body)) == (503, True)
+    command = [sys.executable, "-m", "cloister", "keyservice", "status", "--json", "--address", address]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert (found["role"], len(found["cosigned"]) >= 2) == ("follower", True)
     owner.close()
     client.close()
 

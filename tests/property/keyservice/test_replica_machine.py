@@ -100,8 +100,9 @@ class ReplicaMachine(RuleBasedStateMachine):
         raise AssertionError(last, [self.describe(ks) for ks in self.cluster.live.values()])
 
     def describe(self, ks: EmbeddedKeyService) -> object:
-        ledger = ks.assembled.ledger
-        return ks.replica.role, ledger.position(), ks.replica.standing(), ledger._anchor.state(), ks.replica.behind
+        (size, link), standing = ks.assembled.ledger.position(), ks.replica.standing()
+        head = standing.head.size if standing.head else None
+        return ks.replica.role, size, link.hex()[:8], standing.able, standing.confirming, head, ks.replica.behind
 
     def told(self, ks: EmbeddedKeyService, head: LogHead, index: int) -> None:
         """Somebody heard of this entry under this head."""
