@@ -28,6 +28,9 @@ PYTHON = "3.11"
 # the gateway looks up in an object store, the rest for clusters.
 CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio", "obstore", "kubernetes", "aiohttp")
 EXTRAS = ("litert", "objectstores", "scaler", "kubernetes")
+# Of the Kubernetes client: its models and calls of every resource, 115 MB, of which the drivers load none
+# (cloister.platforms.kubernetes.api); a test runs the drivers without them.
+UNUSED = ("client/api", "client/models", "aio/client/api", "aio/client/models")
 SKIPPED = ("bin", ".lock")  # of an installation with --target: commands of distributions, an empty lock
 
 
@@ -90,12 +93,21 @@ def install(lib: Path, distributions: tuple[str, ...]) -> None:
     ]
     subprocess.run(command, check=True)
     pinned.unlink()
+    prune(lib / "kubernetes")
     for name in SKIPPED:
         path = lib / name
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def prune(kubernetes: Path) -> None:
+    """Drop what is not loaded; the packages' own files stay, which know what they would load."""
+    for folder in UNUSED:
+        for path in (kubernetes / folder).glob("*.py"):
+            if path.name != "__init__.py":
+                path.unlink()
 
 
 def copy_cloister(lib: Path, listed: Path) -> None:

@@ -32,6 +32,19 @@ def run(*command: str, cwd: Path | None = None) -> str:
     return subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
+def compile_library(root: Path) -> None:
+    """Byte code of the standard library, which Debian makes when a package is installed, and nothing is here.
+
+    Without it every start of a container compiled what it imports: twice the time to readiness. Checked by hash, as all
+    byte code in the image.
+    """
+    if sys.version_info[:2] != (3, 11):
+        print("debian_root: no byte code: this is not Python 3.11", file=sys.stderr)
+        return
+    options = ("-q", "--invalidation-mode", "checked-hash", "-s", str(root), "-p", "/")
+    run(sys.executable, "-m", "compileall", *options, str(root / "usr/lib/python3.11"))
+
+
 def main() -> None:
     """See the module."""
     root = Path(sys.argv[1])
@@ -62,6 +75,7 @@ def main() -> None:
     (root / "tmp").mkdir(mode=0o1777, exist_ok=True)
     (root / "etc/passwd").write_text("root:x:0:0:root:/:/nonexistent\ncloister:x:10001:10001::/:/nonexistent\n")
     (root / "etc/group").write_text("root:x:0:\ncloister:x:10001:\n")
+    compile_library(root)
     when = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     for path in root.rglob("*"):
         os.utime(path, (when, when), follow_symlinks=False)
