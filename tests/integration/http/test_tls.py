@@ -220,7 +220,7 @@ def test_clients_that_speak_no_tls_or_stop_within_it_hold_nothing(run, serving, 
     async def scenario() -> None:
         limits = ServerLimits(head_s=0.2)
         tls = server_context(*authority.issue("127.0.0.1"))
-        async with quiet_loop(), serving(echo, limits, tls=tls) as server:
+        async with quiet_loop() as told, serving(echo, limits, tls=tls) as server:
             port = int(server.address.rpartition(":")[2])
             for first in (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"\x16\x03\x01\x02\x00", b""):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -231,6 +231,7 @@ def test_clients_that_speak_no_tls_or_stop_within_it_hold_nothing(run, serving, 
                 with contextlib.suppress(ConnectionError):
                     await writer.wait_closed()
             assert server.connections == 0
+            assert all(isinstance(item.get("exception"), OSError | None) for item in told), told  # no fault of ours
             client = AsyncHttpClient(tls=authority.client_context())
             assert (await client.request("POST", server.address, "/", content=b"still here")).body == b"still here"
             await client.close()

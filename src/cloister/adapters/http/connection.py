@@ -111,10 +111,12 @@ class Connection(asyncio.BufferedProtocol):
             self._server.leave(self)
 
     def pause_writing(self) -> None:
-        self._out.pause()
+        if self._task is not None:  # asyncio's TLS says so in its handshake too: nothing of ours is written yet
+            self._out.pause()
 
     def resume_writing(self) -> None:
-        self._out.resume()
+        if self._task is not None:
+            self._out.resume()
 
     # --- for the server ---
 
