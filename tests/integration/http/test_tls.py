@@ -14,6 +14,7 @@ import pytest
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.http.client import AsyncHttpClient
+from cloister.adapters.http.connection import Connection
 from cloister.adapters.http.limits import ClientLimits, ServerLimits
 from cloister.adapters.http.message import Request, Response
 from cloister.adapters.http.origin import proxy_from
@@ -437,5 +438,17 @@ def test_the_blocking_client_notices_that_an_idle_tls_connection_was_closed(serv
                 while server.connections:  # noqa: ASYNC110  # the server tells nobody that it cut an idler
                     await asyncio.sleep(0.01)
             client.close()
+
+    run(scenario())
+
+
+def test_asyncio_may_pause_a_connection_within_its_handshake(run, serving) -> None:
+    """Its TLS does, when the handshake's own bytes fill the buffer: before there is a connection for us."""
+
+    async def scenario() -> None:
+        async with serving(echo) as server:
+            connection = Connection(server)
+            connection.pause_writing()
+            connection.resume_writing()
 
     run(scenario())
