@@ -19,6 +19,7 @@ from cloister.control.snapshot import Snapshot
 GATEWAY: Final = "gateway"
 ADVISERS: Final = ("slo", "concurrency")
 POLICIES: Final = (GATEWAY, *ADVISERS)
+MAX_DOMAINS: Final = 200  # a look at one takes up to a millisecond of the gateway's loop, once a second
 
 
 class _Adviser:
@@ -52,6 +53,7 @@ class Advice:
             for name in ADVISERS
         }
         self._alive = self._waiting = 0
+        self._advised = True
         self._predicted: dict[str, float] = {}
 
     def tick(self, snapshot: Snapshot, domains: Sequence[Domain], now: float) -> None:
@@ -59,6 +61,8 @@ class Advice:
         self.look(snapshot)
         # The tick may have stopped some.
         domains = [replace(d, instances=tuple(i for i in d.instances if i in snapshot.instances)) for d in domains]
+        domains = domains if len(domains) <= MAX_DOMAINS else []
+        self._advised = bool(domains) or not self._alive
         for adviser in self._advisers.values():
             adviser.tick(snapshot, domains, now)
         slo = self._advisers["slo"]
@@ -74,8 +78,12 @@ class Advice:
         self._alive, self._waiting = len(snapshot.order), snapshot.backlog
 
     def wanted(self, policy: str) -> int:
-        """Instances that ``policy``, one of :data:`POLICIES`, wants there to be."""
-        if policy == GATEWAY:
+        """Instances that ``policy``, one of :data:`POLICIES`, wants there to be.
+
+        With more than :data:`MAX_DOMAINS` domains, as where each of many models scales for itself, no policy looks on:
+        then it is the gateway's own number.
+        """
+        if policy == GATEWAY or not self._advised:
             return self._alive
         return min(self._most, sum(scale.floor for scale in self._advisers[policy].scales.values()))
 

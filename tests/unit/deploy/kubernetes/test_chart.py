@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cloister import __version__
 from cloister.adapters.clock import SystemClock
 from cloister.cli import keyservice, runtime
 from cloister.cli.main import COMMANDS
@@ -49,6 +50,10 @@ def quick_schemas(monkeypatch: pytest.MonkeyPatch) -> None:
 @cache
 def _schema(filename: str, desired_version: str, read: Any = schemas.schema_contents) -> Any:
     return read(filename, desired_version)
+
+
+def test_the_chart_is_of_this_version(chart: Any) -> None:
+    assert chart.metadata["appVersion"] == __version__
 
 
 def test_lint_finds_nothing(example: dict[str, Any]) -> None:
