@@ -34,6 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cost-weight", type=float, default=0.5, metavar="W", help="adaptive: 0 latency alone, 1 cost alone"
     )
     parser.add_argument("--keyless", type=int, default=0, metavar="N", help="attested instances without keys to keep")
+    parser.add_argument(
+        "--queue", type=int, metavar="N", help="most requests that wait; more are lost (default: no bound)"
+    )
+    parser.add_argument(
+        "--deadline-ms", type=float, metavar="N", help="a request that waited so long is lost (default: none)"
+    )
     parser.add_argument("--plots", type=Path, metavar="DIR", help="save plots there (needs the `plots` extra)")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report (plots too, if installed)")
 
@@ -44,6 +50,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise InvalidInput("option-value", "--cost-weight must be between 0 and 1")
     if args.seed < 0 or args.keyless < 0:
         raise InvalidInput("option-value", "--seed and --keyless must not be negative")
+    if args.queue is not None and args.queue < 0:
+        raise InvalidInput("option-value", "--queue must not be negative")
+    if args.deadline_ms is not None and not args.deadline_ms > 0:
+        raise InvalidInput("option-value", "--deadline-ms must be above 0")
+    if args.report is not None and (args.report.is_dir() or not args.report.parent.is_dir()):
+        raise InvalidInput("file-unwritable", f"cannot write {args.report}: it is a directory, or in none that exists")
     profile = read_profile(args.profile)
     profile = profile.with_caps(instances=args.instances, memory_mb=args.memory_mb, slo_ms=args.slo_ms)
     arrivals = read_workload(args.workload, seed=args.seed)
@@ -54,15 +66,20 @@ def run(args: argparse.Namespace, out: Output) -> int:
         scaler(args.scaler, slo_ms=profile.slo_ms, window_s=profile.keep_alive_s),
         seed=args.seed,
         keyless=args.keyless,
+        queue=args.queue,
+        deadline_s=None if args.deadline_ms is None else args.deadline_ms / 1000,
     )
     record = world.run(arrivals)
     result = summarise(record)
     title = f"{args.policy}, {args.balancer}, {args.scaler} on {args.workload.name}"
     out.result(result.as_json(), table([(args.policy, result)]))
-    if args.plots is not None:
-        for path in save_plots(record, args.plots, title):
-            out.line(f"plot: {path}")
-    if args.report is not None:
-        args.report.write_text(html_report(record, result, title, profile.origin), encoding="utf-8")
-        out.line(f"report: {args.report}")
+    try:
+        if args.plots is not None:
+            for path in save_plots(record, args.plots, title):
+                out.line(f"plot: {path}")
+        if args.report is not None:
+            args.report.write_text(html_report(record, result, title, profile.origin), encoding="utf-8")
+            out.line(f"report: {args.report}")
+    except OSError as error:
+        raise InvalidInput("file-unwritable", f"cannot write {error.filename}: {error.strerror}") from error
     return 0

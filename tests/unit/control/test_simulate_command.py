@@ -61,11 +61,65 @@ def test_a_bad_workload_is_refused_with_its_line(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--instances", "0"], ["--memory-mb", "10"], ["--cost-weight", "2"]])
-def test_impossible_caps_are_refused(options: list[str], workload: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--instances", "0"],
+        ["--instances", "10000000000"],
+        ["--memory-mb", "10"],
+        ["--memory-mb", "nan"],
+        ["--memory-mb", "1e30"],
+        ["--slo-ms", "0"],
+        ["--slo-ms", "inf"],
+        ["--cost-weight", "2"],
+        ["--cost-weight", "nan"],
+        ["--seed", "-1"],
+        ["--keyless", "-1"],
+        ["--queue", "-1"],
+        ["--deadline-ms", "0"],
+        ["--deadline-ms", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_impossible_values_are_refused(options: list[str], workload: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--workload", str(workload), *options]) == 1
     said = capsys.readouterr().err
     assert "must" in said or "leaves nothing" in said
+
+
+@pytest.mark.parametrize("option", ["--report", "--plots"])
+def test_where_nothing_can_be_written_is_told(
+    option: str, workload: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", "--workload", str(workload), option, str(workload / "there")]) == 1
+    assert "[file-unwritable]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--queue", "10"], ["--deadline-ms", "300", "--instances", "1"]], ids=" ".join)
+@pytest.mark.parametrize("policy", ["one-to-one", "all-in-one", "fnpacker", "adaptive"])
+def test_what_a_bounded_queue_turns_away_is_lost(
+    policy: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "crowd.csv"
+    path.write_text("time_s,model,user\n" + "".join(f"0,m{n % 5},u{n % 3}\n" for n in range(100)))
+    assert main(["simulate", "--policy", policy, "--workload", str(path), *options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert 0 < result["lost"] < 100
+    assert result["cold"] + result["warm"] + result["hot"] == 100 - result["lost"]
+    assert result["slo_attainment"] <= (100 - result["lost"]) / 100
+
+
+@pytest.mark.parametrize("scaling", ["keep-alive", "concurrency", "slo"])
+def test_instances_go_in_a_pause_of_a_day_and_it_costs_no_time(
+    scaling: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "seldom.csv"
+    path.write_text("time_s,model\n" + "".join(f"{86400 * day},m\n" for day in range(100)))
+    words = ["simulate", "--policy", "one-to-one", "--scaler", scaling, "--workload", str(path)]
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["cold"] == 100
+    assert result["gb_seconds"] < 100 * 120
 
 
 def test_azure_traces_are_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

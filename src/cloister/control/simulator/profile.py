@@ -16,6 +16,7 @@ from cloister.control.snapshot import ANYONE, STAGES, Fleet, Model, Stages
 
 FORMAT: Final = "cloister-profile/1"
 MAX_PROFILE_BYTES: Final = 16 * 1024 * 1024  # thousands of models at a few hundred bytes each
+MAX_NUMBER: Final = 1e9  # eleven days in ms, a petabyte in MB: sums of such figures stay finite and exact enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +108,17 @@ class Profile:
         """
         changed = self
         if instances is not None:
-            changed = replace(changed, instances=_whole(instances, "instances", 1))
+            changed = replace(changed, instances=_whole(instances, "fleet.instances", 1))
         if memory_mb is not None:
-            if not isfinite(memory_mb) or memory_mb <= self.runtime_mb:
+            memory_mb = _number(memory_mb, "fleet.memory_mb", above=True)
+            if memory_mb <= self.runtime_mb:
                 _bad(
-                    "memory_mb", f"{memory_mb:g} MB leaves nothing for models beside {self.runtime_mb:g} MB of runtime"
+                    "fleet.memory_mb",
+                    f"{memory_mb:g} MB leaves nothing for models beside {self.runtime_mb:g} MB of runtime",
                 )
-            changed = replace(changed, memory_mb=float(memory_mb))
+            changed = replace(changed, memory_mb=memory_mb)
         if slo_ms is not None:
-            if not isfinite(slo_ms) or slo_ms <= 0:
-                _bad("slo_ms", "must be above 0")
+            slo_ms = _number(slo_ms, "fleet.slo_ms", above=True)
             models = {name: replace(model, slo_ms=slo_ms) for name, model in self.models.items()}
             changed = replace(changed, slo_ms=slo_ms, models=models)
         return changed
@@ -141,12 +143,16 @@ def _number(value: Any, path: str, least: float = 0.0, *, above: bool = False) -
         _bad(path, "must be a number")
     if value < least or (above and value == least):
         _bad(path, f"must be {'above' if above else 'at least'} {least:g}")
+    if value > MAX_NUMBER:
+        _bad(path, f"must be at most {MAX_NUMBER:g}")
     return float(value)
 
 
 def _whole(value: Any, path: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         _bad(path, f"must be a whole number, at least {least}")
+    if value > MAX_NUMBER:
+        _bad(path, f"must be at most {MAX_NUMBER:g}")
     return value
 
 

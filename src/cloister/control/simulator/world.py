@@ -11,7 +11,9 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import floor
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import simpy
@@ -26,8 +28,9 @@ from cloister.control.snapshot import Model, Request
 
 TICK_S = 1.0
 STUCK_AFTER_S = 3600.0  # no answer for so long after the last arrival: what still waits is lost
+QUIET_S, QUIET_KEEP_ALIVES = 60.0, 4.0  # an empty fleet is not looked at until so long before the next arrival
 PAGES_PER_MB = 256
-DRAWS = 4096
+DRAWS = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,24 @@ class Record:
     timeline: list[Moment] = field(default_factory=list)
 
 
+class _Draws:
+    """Log-normal factors on durations, mean 1, by number: the same number gives the same factor."""
+
+    def __init__(self, sigma: float, seed: int, stream: int) -> None:
+        drawn = np.random.default_rng([seed, stream]).lognormal(-sigma * sigma / 2, sigma, DRAWS)
+        self._drawn: list[float] = drawn.tolist()
+
+    def at(self, number: int) -> float:
+        """The factor of that number; they repeat after ``DRAWS``."""
+        return self._drawn[number % DRAWS]
+
+
 class World:
     """One run.
 
     :param keyless: size of the pool of attested instances without keys.
+    :param queue: most requests that wait; those that come when it is full are lost.
+    :param deadline_s: a request that waited so long without being sent is lost.
     """
 
     def __init__(
@@ -76,12 +93,19 @@ class World:
         *,
         seed: int = 0,
         keyless: int = 0,
+        queue: int | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         self._profile = profile
+        self._queue, self._deadline_s = queue, deadline_s
+        self._quiet_s = max(QUIET_S, QUIET_KEEP_ALIVES * profile.keep_alive_s)
         self._dispatcher = Dispatcher(profile.fleet, packer, balancer, scaler, keyless=keyless)
         self._env = simpy.Environment()
-        self._rng = np.random.default_rng(seed)
-        self._draws: list[float] = []
+        # Each draw belongs to what it is for (this request, this start, this model's next load), so that two policies
+        # under one seed meet the same luck and differ by what they decide.
+        self._services, self._starts, self._loads = (_Draws(profile.jitter, seed, n) for n in range(3))
+        self._luck: dict[str, float] = {}  # request -> factor on its service
+        self._loaded: defaultdict[str, int] = defaultdict(int)  # model -> loads so far
         self._models: dict[str, Model] = {}
         self._overheads: dict[str, float] = {}  # what a request waits outside instances, seconds
         self._loading: dict[tuple[str, str], float] = {}
@@ -106,12 +130,15 @@ class World:
         """Replay arrivals, which come in order of time, until each is answered."""
         source = iter(arrivals)
         env, record, dispatcher = self._env, self.record, self._dispatcher
+        next_at = 0.0
 
         def next_arrival() -> None:
+            nonlocal next_at
             item = next(source, None)
             if item is None:
                 self._more = False
                 return
+            next_at = item.time_s
             self._at(item.time_s, lambda: arrive(item))
 
         def arrive(item: Arrival) -> None:
@@ -120,19 +147,25 @@ class World:
                 self._overheads[item.model] = self._profile.overhead_s(item.model)
                 dispatcher.add_model(self._models[item.model])
             record.requests += 1
-            self._open += 1
             request = Request(str(record.requests), item.model, item.user, env.now)
-            self._carry_out(dispatcher.arrive(env.now, request))
+            if self._queue is None or dispatcher.snapshot.backlog < self._queue:
+                self._open += 1
+                self._luck[request.id] = self._services.at(record.requests)
+                self._carry_out(dispatcher.arrive(env.now, request))
+                if self._deadline_s is not None:
+                    self._at(env.now + self._deadline_s, lambda: self._expire(request))
             next_arrival()
 
         def tick() -> None:
             self._measure_pressure()
             self._carry_out(dispatcher.tick(env.now))
             self._sample()
-            if (self._more or self._open) and env.now < max(record.ended_at, self._last_arrival) + STUCK_AFTER_S:
+            if self._more and not self._open and not self._launched:
+                # Nothing happens until the next arrival; what scalers remember is older than the ticks before it.
+                self._at(max(env.now + TICK_S, floor(next_at - self._quiet_s)), tick)
+            elif self._more or (self._open and env.now < max(record.ended_at, next_at) + STUCK_AFTER_S):
                 self._at(env.now + TICK_S, tick)
 
-        self._last_arrival = 0.0
         next_arrival()
         self._at(TICK_S, tick)
         while (self._more or self._open) and env.peek() != float("inf"):
@@ -141,17 +174,14 @@ class World:
             self._bill(name, since, max(record.ended_at, since))
         return record
 
+    def _expire(self, request: Request) -> None:
+        if self._dispatcher.cancel(self._env.now, request):
+            self._open -= 1
+            del self._luck[request.id]
+
     def _at(self, at: float, action: Callable[[], None]) -> None:
         event = self._env.timeout(max(0.0, at - self._env.now))
         event.callbacks.append(lambda _: action())
-
-    def _factor(self) -> float:
-        if not self._profile.jitter:
-            return 1.0
-        if not self._draws:
-            sigma = self._profile.jitter
-            self._draws = self._rng.lognormal(-sigma * sigma / 2, sigma, DRAWS).tolist()
-        return float(self._draws.pop())
 
     # ---- commands --------------------------------------------------------------------------------------------------
 
@@ -181,7 +211,7 @@ class World:
         self.record.launches += 1
         self.record.instances_max = max(self.record.instances_max, len(self._launched))
         named = [self._models[model] for model in command.models] or list(self._models.values())
-        start_s = max((model.start_s for model in named), default=0.0) * self._factor()
+        start_s = max((model.start_s for model in named), default=0.0) * self._starts.at(self.record.launches)
         name = command.instance
         self._at(now + start_s, lambda: self._carry_out(self._dispatcher.ready(self._env.now, name, host)))
 
@@ -200,7 +230,8 @@ class World:
         self._reserved[instance] = mb
 
     def _load(self, instance: str, model: str) -> float:
-        took = self._models[model].load_s * self._factor()
+        self._loaded[model] += 1
+        took = self._models[model].load_s * self._loads.at(crc32(model.encode()) + self._loaded[model])
         ends: float = self._env.now + took
         self._loading[(instance, model)] = ends
         self._use(instance, self._profile.runtime_mb + self._dispatcher.snapshot.instances[instance].used_mb)
@@ -223,7 +254,7 @@ class World:
                 del self._loading[(name, request.model)]
         running = self._dispatcher.snapshot.instances[name].in_flight
         slower = max(self._profile.fleet.slower(running), self._host_running[host] / self._profile.hosts.cores)
-        worked = model.service_s * slower * self._factor()
+        worked = model.service_s * slower * self._luck.pop(request.id)
         lost = self._faults_s(host, model)
         paging = self._paging[host]
         paging[0] += lost
