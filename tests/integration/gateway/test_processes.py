@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -164,6 +165,34 @@ def test_scaling_to_zero_and_back(gateway: GatewayProcess) -> None:
                     await asyncio.sleep(0.01)
         assert len(seen) == 2
         assert not any(alive(pid) for pid in seen)
+        await client.close()
+
+    asyncio.run(body())
+
+
+def test_a_spare_instance_takes_the_first_request_and_another_is_made_ready(gateway: GatewayProcess) -> None:
+    gateway.configure("max_instances = 3\nkeyless = 1")
+    gateway.start()
+
+    async def body() -> None:
+        client = AsyncHttpClient()
+
+        async def spare() -> int:
+            async with asyncio.timeout(30):
+                while True:
+                    status = json.loads((await client.request("GET", gateway.address, "/v1/status")).body)
+                    names = [there["id"] for there in status["instances"] if there["state"] == "spare"]
+                    if names:
+                        assert not any(there["models"] for there in status["instances"] if there["id"] in names)
+                        return gateway.instances()[names[0]]
+                    await asyncio.sleep(0.01)
+
+        first = await spare()
+        content = sealed()
+        target = f"/v1/models/{MODEL}/infer"
+        answer = await client.request("POST", gateway.address, target, content=content, deadline_s=30)
+        assert answered(content, answer)["pid"] == first
+        assert await spare() != first
         await client.close()
 
     asyncio.run(body())
