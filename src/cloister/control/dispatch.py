@@ -109,6 +109,7 @@ class Dispatcher:
         self._wakes: dict[str, float] = {}
         self._draining_for: dict[str, str] = {}  # instance running empty -> the model that waits for its place
         self._relief: dict[str, str] = {}  # instance started in such a place -> the model it serves first
+        self._newest_sent = 0.0  # when the youngest request sent so far arrived
 
     def _numbered(self) -> str:
         self._count += 1
@@ -338,6 +339,7 @@ class Dispatcher:
         elif have is None or have.ready_at > now:
             path = Path.WARM
         self._packing = self._packer.sent(snapshot, self._packing, request, instance, now)
+        self._newest_sent = max(self._newest_sent, request.arrived)
         self.ledger.dequeue(request)
         self.ledger.sent(request, instance, now, model.load_s if have is None else 0.0, evict)
         out.append(Send(request, instance, path, have is None, evict))
@@ -359,15 +361,21 @@ class Dispatcher:
         return out
 
     def _relieve(self, now: float, out: list[Command]) -> None:
-        """No policy may let a request wait for ever: one that waited a whole keep-alive gets an instance's place.
+        """No policy may let a request wait for ever: one passed over for a whole keep-alive gets an instance's place.
 
         Happens when every instance is busy without end with models that the request's may not join. The least busy one
-        runs empty and goes, and the one started instead serves the waiting model first.
+        runs empty and goes, and the one started instead serves the waiting model first. Where all wait that long, and
+        none that came so much later was sent, or where the model is served all the while, nobody is passed over, and
+        stopping an instance would only lose its work.
         """
-        snapshot = self.snapshot
+        snapshot, patience = self.snapshot, self.snapshot.fleet.keep_alive_s
         served = {*self._draining_for.values(), *self._relief.values()}
         for model in snapshot.waiting[:1]:
-            if model in served or now - snapshot.queues[model].head_arrived < snapshot.fleet.keep_alive_s:
+            arrived = snapshot.queues[model].head_arrived
+            seen = snapshot.seen(model)
+            if model in served or seen.in_flight or now - max(arrived, seen.last_completion) < patience:
+                continue
+            if self._newest_sent - arrived < patience and snapshot.open_slots <= 0 and snapshot.room <= 0:
                 continue
             ready = [
                 there for there in snapshot.instances.several(snapshot.order) if there.state is InstanceState.READY

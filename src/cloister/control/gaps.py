@@ -56,3 +56,23 @@ def returns_within(gaps: tuple[float, ...], idle_s: float, horizon_s: float) -> 
     before = _seen_within(gaps, idle_s)
     total = sum(gaps)
     return (_seen_within(gaps, idle_s + horizon_s) - before + prior) / (total - before + 1.0)
+
+
+def return_rate(gaps: tuple[float, ...], idle_s: float) -> float:
+    """Returns a second, of a model idle for ``idle_s``, over the time for which keeping it is worth most.
+
+    The highest of P(return within h) / h. What is kept in a full cache is worth this much per second of its place.
+    """
+    idle_s = max(idle_s, EDGES[0] / 2)
+    if not gaps:
+        return 1.0 / idle_s
+    before = _seen_within(gaps, idle_s)
+    index, left = _bin(idle_s), sum(gaps) - before + 1.0
+    best, seen = 1.0 / (idle_s * left), -before + sum(gaps[:index])
+    for n in range(index, BINS):
+        if not gaps[n]:
+            continue
+        seen += gaps[n]
+        ahead = max(EDGES[n] - idle_s, EDGES[n] / 4)  # of the bin it is in: no less than half of it
+        best = max(best, (seen / ahead + 1.0 / (idle_s + ahead)) / left)
+    return best

@@ -227,3 +227,33 @@ def test_a_rare_model_is_served_while_a_busy_one_never_stops(name: str, instance
         if served is not None:
             break
     assert served is not None, f"{name} starves a rare model"
+
+
+@pytest.mark.parametrize("name", PACKERS)
+def test_where_everybody_waits_long_no_instance_is_stopped_for_anybody(name: str) -> None:
+    """One instance, and a crowd of one owner that keeps it busy for several keep-alives: nobody is passed over."""
+    dispatcher = Dispatcher(
+        replace(FLEET, max_instances=1), packer(name), balancer("least-outstanding"), scaler("keep-alive")
+    )
+    for model in MODELS:
+        dispatcher.add_model(model)
+    out: list[Command] = []
+    for n in range(400):
+        out += dispatcher.arrive(0.0, Request(f"r{n}", "a-small", f"u{n % 3}", 0.0))
+    now, flying, launched, served = 0.0, [], 0, 0
+    while served < 400:
+        now += 0.5
+        for request_id, instance in flying:
+            out += dispatcher.finished(now, request_id, instance, 0.5)
+            served += 1
+        flying = []
+        out += dispatcher.tick(now)
+        while out:
+            command = out.pop(0)
+            if isinstance(command, Launch):
+                launched += 1
+                out += dispatcher.ready(now, command.instance)
+            elif isinstance(command, Send):
+                flying.append((command.request.id, command.instance))
+    assert now > 3 * FLEET.keep_alive_s
+    assert launched == 1

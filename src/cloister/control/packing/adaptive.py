@@ -1,69 +1,42 @@
 """Our packer: the option with the least expected cost, from what the platform measured.
 
 One exchange rate holds everything together. An operator who keeps an idle instance for ``keep_alive_s`` to spare
-somebody a cold start of ``c`` seconds has said what a second of waiting is worth: ``keep_alive_s / c`` of an
-instance's. The knob ``cost_weight`` w moves that by (1 - w) / w: at 0 only waiting counts, at 1 only memory, at one
-half the operator's rate. No other constant decides anything.
+somebody a cold start of ``c`` seconds has said what a second of waiting is worth: at least ``keep_alive_s / c`` of an
+instance's, since he also pays for the keep-alives in which nobody comes. The knob ``cost_weight`` w multiplies that by
+1 / w^2 - 1: at 0 only waiting counts, at one half three times that rate, at 0.7 the rate itself, at 1 only memory. No
+other constant decides anything.
 
 * **Where** (:meth:`Adaptive.place`): wait for a hot instance, switch a warm one, or use an open slot: whichever adds
-  the least delay, counting what it does to others: contention with requests running there, and the models it pushes
-  out, each weighed by the chance that it is wanted again and by what loading it again costs. Nobody waits for a hot
-  instance longer than a switch would have taken (rent or buy), so a rare model is never starved.
+  the least delay, counting what it does to others: contention with requests running there, the slot that a load keeps
+  from those who wait, and the models it pushes out, each weighed by how soon it is wanted again and by what loading it
+  again costs. Nobody waits for a hot instance longer than a switch would have taken (rent or buy), so a rare model is
+  never starved.
 * **More** instances: every request adds the delay that one more instance would have spared it to an account that
-  leaks with ``keep_alive_s``; when the account is worth an instance kept that long, one is started (rent or buy
-  again). Whatever the knob says, one is started when those there would keep a request waiting for twice a cold start:
-  the waiting work then keeps it busy for as long as starting it took, so it costs at most as much again.
+  leaks with ``keep_alive_s``; when the account, without its largest crowd, is worth an instance kept that long, one is
+  started (rent or buy again). One is also started when requests would be left over that no slot takes, of those there
+  or starting; above one half of the knob only when they would wait for up to twice a cold start: the waiting work then
+  keeps the instance busy for as long as starting it took, so it costs at most as much again.
 * **Fewer** (:meth:`Adaptive.retire`): an instance pays rent, a second for each second, from the delay that it spared
-  compared with the next best instance. It is kept idle at least as long as its start took. Then it goes when it cannot
-  pay, or when the gaps seen between requests of its models say that waiting for the next costs more than it spares.
+  compared with the next best instance; the n-th started for a crowd begins with an n-th of what the first has. It is
+  kept idle at least as long as its start took. Then it goes when it cannot pay, or when the gaps seen between requests
+  of its models say that waiting for the next costs more than it spares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import exp, inf
 
 from cloister.control.gaps import returns_within
+from cloister.control.packing.accounts import Account, AdaptiveState, Rent
+from cloister.control.packing.estimates import Regret, contention_s, left_over, slowed_s, waits_s
 from cloister.control.packing.port import POOL, Assign, Decision, Start, Wait
 from cloister.control.packing.room import can_take, fits_beside, to_evict
-from cloister.control.snapshot import NO_ACTIVITY, Instance, InstanceState, Model, Request, Snapshot
+from cloister.control.snapshot import Instance, InstanceState, Model, Request, Snapshot
 from cloister.control.table import Table
 
 LOOK = 4  # places, or waiting models, weighed in detail for one decision: bounds its time in a large fleet
 HORIZONS = tuple(2.0**-n for n in range(8))  # where keeping is weighed, as shares of the longest that could pay
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Seconds of avoidable delay, leaking."""
-
-    value: float = 0.0
-    at: float = 0.0
-
-    def plus(self, amount: float, now: float, tau: float) -> Account:
-        """With ``amount`` more, after leaking since the last time."""
-        return Account(self.value * exp(-(now - self.at) / tau) + amount, now)
-
-
-@dataclass(frozen=True, slots=True)
-class Rent:
-    """Of one instance: seconds of rent in hand; the delay that it spared, and its requests, both leaking."""
-
-    balance: float
-    at: float
-    spared: float
-    uses: float
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptiveState:
-    """The fleet's account, each model's, each instance's rent, and instances emptied for a model that cannot get in."""
-
-    fleet: Account
-    models: Table[Account]
-    rents: Table[Rent]
-    reserved: Table[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +59,7 @@ class Adaptive:
     def __init__(self, cost_weight: float = 0.5) -> None:
         self.cost_weight = min(max(cost_weight, 0.0), 1.0)
         weight = self.cost_weight
-        self._tilt = inf if weight <= 0 else (1 - weight) / weight
+        self._tilt = inf if weight <= 0 else 1 / weight**2 - 1
 
     def initial(self) -> AdaptiveState:
         """Empty accounts."""
@@ -99,41 +72,6 @@ class Adaptive:
         cold = model.start_s + model.load_s
         return self._tilt * snapshot.fleet.keep_alive_s / cold if cold > 0 else self._tilt
 
-    @staticmethod
-    def _reload(snapshot: Snapshot, there: Instance, now: float) -> Callable[[str], float]:
-        """Expected delay of having dropped a model's copy from an instance.
-
-        It counts only if the model is wanted before it would have been dropped anyway; what has been idle longest
-        there shows how long a model lasts.
-        """
-        oldest = min((resident.last_used for resident in there.residents.values()), default=now)
-        lasts = min(now - oldest, snapshot.fleet.keep_alive_s)
-        holders, activity = snapshot.holders, snapshot.activity
-        known: dict[str, float] = {}  # each is asked for when residents are compared, and again for the sum
-
-        def loss(name: str) -> float:
-            value = known.get(name)
-            if value is None:
-                value = 0.0
-                if len(holders.get(name) or ()) <= 1:
-                    seen = activity.get(name) or NO_ACTIVITY
-                    value = returns_within(seen.gaps, now - seen.last_arrival, lasts) * snapshot.models[name].load_s
-                known[name] = value
-            return value
-
-        return loss
-
-    @staticmethod
-    def _contention(snapshot: Snapshot, instance: Instance, model: Model) -> float:
-        """Delay from running beside others: its own, and what it adds to theirs."""
-        running = instance.in_flight
-        if not running:
-            return 0.0
-        slower = snapshot.fleet.slower
-        own = slower(running + 1) - 1.0
-        others = running * max(0.0, slower(running + 1) - slower(running))
-        return (own + others) * model.service_s
-
     # ---- options ---------------------------------------------------------------------------------------------------
 
     def _hot(self, snapshot: Snapshot, state: AdaptiveState, model: Model, now: float) -> _Option | None:
@@ -142,8 +80,8 @@ class Adaptive:
         for there in snapshot.holding(model.id):
             if there.open_slots <= 0 or state.reserved.get(there.id, model.id) != model.id:
                 continue
-            contention = self._contention(snapshot, there, model)
-            cost = max(0.0, there.residents[model.id].ready_at - now) + contention
+            contention = contention_s(snapshot, there, model)
+            cost = max(0.0, there.residents[model.id].ready_at - now) + slowed_s(snapshot, there, model)
             if cost < best - 1e-9:
                 best, avoidable, found = cost, contention, [there.id]
             elif cost <= best + 1e-9:
@@ -158,14 +96,14 @@ class Adaptive:
         if snapshot.open_slots <= 0:
             return None
         for there in self._candidates(snapshot, state, model):
-            cost = model.load_s + self._contention(snapshot, there, model)
+            cost = model.load_s + slowed_s(snapshot, there, model)
             if cost > best:
                 continue
-            loss = self._reload(snapshot, there, now)
-            going = to_evict(snapshot, there, model.id, loss)
+            loss = Regret(snapshot, there, now)
+            going = to_evict(snapshot, there, model.id, loss.rate)
             if going is None:
                 continue
-            cost += sum(map(loss, going))
+            cost += sum(map(loss.delay, going))
             if cost < best - 1e-9:
                 best, avoidable, found, losing = cost, cost - model.load_s, [there.id], going
             elif cost <= best + 1e-9:
@@ -191,17 +129,6 @@ class Adaptive:
         chosen = sorted(roomy)[:LOOK] + sorted(full)[:LOOK]
         return snapshot.instances.several(name for _, _, name in chosen)
 
-    @staticmethod
-    def _wait_s(snapshot: Snapshot, model: Model) -> tuple[float, float]:
-        """Expected wait for an instance that has the model, and for any (with loading it there)."""
-        fleet = snapshot.fleet
-        each = model.service_s * fleet.slower(fleet.concurrency)
-        hot = sum(i.concurrency for i in snapshot.holding(model.id) if i.state is InstanceState.READY)
-        ready = (len(snapshot.order) - snapshot.starting) * fleet.concurrency
-        for_hot = snapshot.queued(model.id) * each / hot if hot else inf
-        for_any = snapshot.backlog * each / ready + model.load_s if ready > 0 else inf
-        return for_hot, for_any
-
     # ---- the port --------------------------------------------------------------------------------------------------
 
     def place(
@@ -215,7 +142,7 @@ class Adaptive:
         best = hot
         if hot is None or hot.cost > model.load_s:
             best = self._switch(snapshot, state, model, now, inf if hot is None else hot.cost) or hot
-        for_hot, for_any = self._wait_s(snapshot, model)
+        for_hot, for_any = waits_s(snapshot, model, now)
         waited = now - request.arrived
         if best is not None and (for_hot >= best.cost - waited or best is hot):
             return self._assign(snapshot, state, model, best, now)
@@ -227,9 +154,10 @@ class Adaptive:
         action = Assign(option.instances)
         if option.avoidable <= 0.0 or snapshot.starting:
             return Decision(action), state
-        tau = snapshot.fleet.keep_alive_s
-        own = (state.models.get(model.id) or Account()).plus(option.avoidable, now, tau)
-        fleet = state.fleet.plus(option.avoidable, now, tau)
+        tau, cold = snapshot.fleet.keep_alive_s, model.start_s + model.load_s
+        chance = not option.losing  # models that push each other out do so whenever both are used
+        own = (state.models.get(model.id) or Account()).plus(option.avoidable, now, tau, chance=chance, cold=cold)
+        fleet = state.fleet.plus(option.avoidable, now, tau, chance=chance, cold=cold)
         preload: tuple[tuple[str, str], ...] = ()
         start: tuple[Start, ...] = ()
         if own.value >= model.load_s and (spare := self._spare(snapshot, state, model)) is not None:
@@ -238,12 +166,14 @@ class Adaptive:
             wanted = option.losing or (model.id,)
             if self._keeps(snapshot, wanted, option.avoidable, now):
                 start, fleet = (Start(POOL, wanted),), Account(0.0, now)
+                state = replace(state, promise=option.avoidable, share=1.0)
         state = replace(state, models=state.models.put(model.id, own), fleet=fleet)
         return Decision(action, start, preload=preload), state
 
     def _pays(self, snapshot: Snapshot, model: Model, account: Account) -> bool:
-        worth = self._worth(snapshot, model)
-        return account.value > 0 and account.value * worth >= model.start_s + snapshot.fleet.keep_alive_s
+        if self._tilt == inf:
+            return account.value > 0.0
+        return account.recurring * self._worth(snapshot, model) >= model.start_s + snapshot.fleet.keep_alive_s
 
     def _spare(self, snapshot: Snapshot, state: AdaptiveState, model: Model) -> str | None:
         """An idle instance where one more copy of the model fits beside what is there."""
@@ -273,12 +203,17 @@ class Adaptive:
             beyond = max(0, snapshot.backlog - pending)
             expected = min(expected, cold + beyond * each / (len(snapshot.order) * fleet.concurrency))
         avoidable = max(0.0, expected - cold) if snapshot.starting else min(expected, fleet.keep_alive_s)
-        account = state.fleet.plus(avoidable, now, fleet.keep_alive_s)
+        account = state.fleet.plus(avoidable, now, fleet.keep_alive_s, chance=True, cold=cold)
         start: tuple[Start, ...] = ()
         none_up = len(snapshot.order) == snapshot.spares
-        crowded = snapshot.backlog > pending and (waited >= fleet.keep_alive_s or expected >= 2 * cold)
-        if snapshot.room > 0 and (none_up or crowded or self._pays(snapshot, model, account)):
+        bound = max(0.0, 2 * self.cost_weight - 1) * 2 * cold
+        full = left_over(snapshot, model, now) > 0
+        crowded = full and (waited >= fleet.keep_alive_s or expected >= bound)
+        pays = self._pays(snapshot, model, account)
+        if snapshot.room > 0 and (none_up or crowded or pays):
             start, account = (Start(POOL, (model.id,)),), Account(0.0, now)
+            share = 1.0 if pays else 1.0 / (len(snapshot.order) - snapshot.spares + 1)
+            state = replace(state, share=share)
         patience = option.cost if option is not None else cold
         state = replace(state, fleet=account)
         if waited >= patience and snapshot.room <= 0 and option is None:
@@ -307,8 +242,9 @@ class Adaptive:
         running = [snapshot.models[name] for name in chosen.running]
         empty = max((there.service_s for there in running), default=0.0) * snapshot.fleet.slower(chosen.in_flight)
         stands = empty + model.load_s + sum(there.load_s for there in running)
-        own = snapshot.queued(model.id)
-        if own * waited < stands * (snapshot.backlog - own) / len(ready):
+        own, each = snapshot.queued(model.id), model.service_s * snapshot.fleet.slower(snapshot.fleet.concurrency)
+        others = (snapshot.backlog - own) / len(ready) + waited * snapshot.fleet.concurrency / each
+        if own * waited < stands * others:
             return state
         return replace(state, reserved=state.reserved.put(chosen.id, model.id))
 
@@ -324,7 +260,7 @@ class Adaptive:
         wanted = state.reserved.get(instance)
         if wanted is not None:
             if snapshot.queued(wanted):
-                return (wanted if self._fits(snapshot, there, wanted) else None), state
+                return (wanted if can_take(snapshot, there, wanted) else None), state
             state = replace(state, reserved=state.reserved.drop(instance))
         best: str | None = None
         looked = 0
@@ -346,26 +282,28 @@ class Adaptive:
                 continue
             pushes = not fits_beside(snapshot, there, snapshot.models[name])
             here = (round(queue.head_arrived + (short + cost if pushes else 0.0), 6), holders)  # rounded: ties
-            for_hot, _ = self._wait_s(snapshot, snapshot.models[name])
-            if here >= due or for_hot < cost - (now - queue.head_arrived):
+            if here >= due or self._stays(snapshot, snapshot.models[name], cost, now - queue.head_arrived, now):
                 continue
             best, due = name, here
         return best, state
 
-    def _fits(self, snapshot: Snapshot, there: Instance, name: str) -> bool:
-        return can_take(snapshot, there, name)
+    def _stays(self, snapshot: Snapshot, model: Model, cost: float, waited: float, now: float) -> bool:
+        """True when waiting for a hot instance costs less than a load here, which keeps a slot from those who wait."""
+        slots = (len(snapshot.order) - snapshot.starting) * snapshot.fleet.concurrency
+        others = model.load_s * (snapshot.backlog - 1) / slots
+        return waits_s(snapshot, model, now)[0] < cost + others - waited
 
     def _cost_here(self, snapshot: Snapshot, there: Instance, name: str, now: float) -> float | None:
-        loss = self._reload(snapshot, there, now)
-        going = to_evict(snapshot, there, name, loss)
-        return None if going is None else snapshot.models[name].load_s + sum(map(loss, going))
+        loss = Regret(snapshot, there, now)
+        going = to_evict(snapshot, there, name, loss.rate)
+        return None if going is None else snapshot.models[name].load_s + sum(map(loss.delay, going))
 
     def evict(
         self, snapshot: Snapshot, state: AdaptiveState, instance: str, model: str, now: float
     ) -> tuple[str, ...] | None:
         """What is least likely to be missed, per MB."""
         there = snapshot.instances[instance]
-        return to_evict(snapshot, there, model, self._reload(snapshot, there, now))
+        return to_evict(snapshot, there, model, Regret(snapshot, there, now).rate)
 
     def sent(
         self, snapshot: Snapshot, state: AdaptiveState, request: Request, instance: str, now: float
@@ -375,17 +313,17 @@ class Adaptive:
         there = snapshot.instances[instance]
         if state.reserved.get(instance) == model.id and snapshot.queued(model.id) <= 1:
             state = replace(state, reserved=state.reserved.drop(instance))
-        spared = self._next_best(snapshot, there, model) - self._contention(snapshot, there, model)
+        spared = self._next_best(snapshot, there, model, now) - contention_s(snapshot, there, model)
         return self._credit(snapshot, state, there, model, max(0.0, spared), now)
 
-    def _next_best(self, snapshot: Snapshot, there: Instance, model: Model) -> float:
+    def _next_best(self, snapshot: Snapshot, there: Instance, model: Model, now: float) -> float:
         others = [i for i in snapshot.holding(model.id) if i.id != there.id and i.open_slots > 0]
         if others:
-            return min(self._contention(snapshot, i, model) for i in others)
+            return min(contention_s(snapshot, i, model) for i in others)
         if snapshot.open_slots > there.open_slots:
             return model.load_s if model.id in there.residents else 0.0
         if len(snapshot.order) - snapshot.starting > 1:
-            return min(model.start_s + model.load_s, min(self._wait_s(snapshot, model)) + model.service_s)
+            return min(model.start_s + model.load_s, min(waits_s(snapshot, model, now)) + model.service_s)
         return model.start_s + model.load_s
 
     def _credit(
@@ -442,8 +380,9 @@ class Adaptive:
         rent = state.rents.get(there.id)
         if rent is not None:
             return rent
-        cold = max(0.0, there.expected_at - there.launched_at)
-        return Rent(snapshot.fleet.keep_alive_s * self._tilt, max(there.expected_at, there.launched_at), cold, 1.0)
+        spared = max(state.promise, there.expected_at - there.launched_at)
+        kept = snapshot.fleet.keep_alive_s * self._tilt * state.share
+        return Rent(kept, max(there.expected_at, there.launched_at), spared, 1.0)
 
     def _hopeful(self, snapshot: Snapshot, there: Instance, rent: Rent, now: float, *, last: bool) -> bool:
         """False when no time of waiting for its next request would pay."""
