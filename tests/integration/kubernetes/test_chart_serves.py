@@ -1,12 +1,14 @@
-"""What the chart renders, run: its Deployment, Role and gateway.toml in a stand-in for Kubernetes, with real processes.
+"""What the chart renders, and the manifests for Knative, run: in a stand-in for a cluster, with real processes.
 
-The API server enforces the chart's own Role. Only what a cluster would resolve is put in by the test: mounts and names.
+The API server enforces the Roles as they are deployed. Only what a cluster would resolve is put in by the test: mounts
+and names.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ helm = pytest.importorskip("helm_python", reason="no Helm: uv sync --inexact --g
 yaml = pytest.importorskip("yaml", reason="no YAML: uv sync --inexact --group deploy")
 
 CHART = Path(__file__).parents[3] / "deploy" / "helm" / "cloister"
-IMAGE = "example/cloister:1"
+KNATIVE = Path(__file__).parents[3] / "deploy" / "knative"
+IMAGE, KNATIVE_IMAGE = "example/cloister:1", "registry.example/cloister:0.1.0"
 STORE = "http://store.invalid/models"
 RUNTIMES, GATEWAY = "cloister-runtime-default", "cloister-gateway-default"
 
@@ -89,12 +92,43 @@ def role() -> list[Rule]:
     return [Rule(rule["apiGroups"][0], rule["resources"][0], tuple(rule["verbs"])) for rule in rules]
 
 
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[ChartCloud]:
+class KnativeCloud(KubernetesCloud):
+    """A local cloud whose gateway and runtimes are as deploy/knative says, but for the simulated TEE."""
+
+    def _gateway_configuration(self, keyservice: str) -> str:
+        manifest = yaml.safe_load((KNATIVE / "service.yaml").read_text())
+        (container,) = manifest["spec"]["template"]["spec"]["containers"]
+        here = {
+            "/trust/": f"{self.folder.resolve()}/",
+            "5f" * 32: self.root.public_key.hex(),
+            "http://cloister-keyservice.ml.svc:8080": keyservice,
+            "http://models.models.svc/store": str(self.store.resolve()),
+        }
+        container["args"] = [_resolved(word, here) for word in container["args"]]
+        container["args"].append(f"--simulation-key={self.folder.resolve()}/simulation.key")
+        file = self.folder / "service.yaml"
+        file.write_text(json.dumps(manifest))
+        text = _resolved((KNATIVE / "gateway.toml").read_text(), {**here, "/configuration/service.yaml": str(file)})
+        kubeconfig = self.cluster.kubeconfig(self.folder / "kubeconfig")
+        return text.replace("[platform.knative]", f"[platform.knative]\nkubeconfig = {json.dumps(kubeconfig)}")
+
+
+def knative_role() -> list[Rule]:
+    """As deploy/knative/gateway.yaml grants it."""
+    objects = yaml.safe_load_all((KNATIVE / "gateway.yaml").read_text())
+    (rules,) = [one["rules"] for one in objects if one["kind"] == "Role"]
+    return [Rule(rule["apiGroups"][0], rule["resources"][0], tuple(rule["verbs"])) for rule in rules]
+
+
+@contextmanager
+def running(
+    make: type[KubernetesCloud], kind: str, folder: Path, image: str, rules: list[Rule], **settings: Any
+) -> Any:
+    """A cloud in a cluster that lets the gateway do what ``rules`` say."""
     beside = Beside()
-    cluster = FakeKubernetes({IMAGE: COMMAND}, role=role())
+    cluster = FakeKubernetes({image: COMMAND}, role=rules)
     beside.run(cluster.open())
-    cloud = ChartCloud(tmp_path / "state", "kubernetes", cluster, beside)
+    cloud = make(folder / "state", kind, cluster, beside, **settings)
     try:
         cloud.start()
         yield cloud
@@ -104,26 +138,39 @@ def cloud(tmp_path: Path) -> Iterator[ChartCloud]:
         beside.close()
 
 
-def test_what_the_chart_deploys_serves_and_outlives_its_gateway(cloud: ChartCloud, tmp_path: Path) -> None:
+def serve(cloud: KubernetesCloud, folder: Path) -> None:
+    """A model of alice, which bob uses twice; the policy names the digest of the options that are deployed."""
     for name in ("alice", "bob"):
         create_identity(cloud.home, name)
-    (tmp_path / "sums.onnx").write_bytes(sum_difference())
+    (folder / "sums.onnx").write_bytes(sum_difference())
     a, b = np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[10.0, 20.0, 30.0]], np.float32)
     with Client.open(cloud.home, "alice") as alice, Client.open(cloud.home, "bob") as bob:
         alice.register()
         bob.register()
-        alice.pack(tmp_path / "sums.onnx", tmp_path / "packed", name="sums", version=1)
-        alice.publish(tmp_path / "packed")
-        policy = cloud.runtime_policy()  # names the digest of the chart's default options
+        alice.pack(folder / "sums.onnx", folder / "packed", name="sums", version=1)
+        alice.publish(folder / "packed")
+        policy = cloud.runtime_policy()
         alice.grant("sums", bob.account.identity.id, policy)
         bob.consent(alice.own_model("sums"), policy)
         for _ in range(2):
             assert np.array_equal(bob.infer("sums", {"a": a, "b": b})["sum"], a + b)
-    labels = [pod["metadata"]["labels"] for pod in cloud.cluster.store.all_of("pods")]
-    assert [one[INSTANCE] for one in labels if INSTANCE in one]
-    assert all(one["cloister.dev/pool"] == "default" for one in labels)
-    assert cloud.cluster.replicas(RUNTIMES) == 1
-    before = {pod["metadata"]["name"] for pod in cloud.cluster.store.all_of("pods")}
-    cloud.stop_service("gateway")  # `on_exit = "leave"`: an upgrade of the gateway costs no cold start
-    assert {pod["metadata"]["name"] for pod in cloud.cluster.store.all_of("pods")} == before
-    assert cloud.cluster.kubelet.running == len(before) == 1
+
+
+def test_what_the_chart_deploys_serves_and_outlives_its_gateway(tmp_path: Path) -> None:
+    with running(ChartCloud, "kubernetes", tmp_path, IMAGE, role()) as cloud:
+        serve(cloud, tmp_path)
+        labels = [pod["metadata"]["labels"] for pod in cloud.cluster.store.all_of("pods")]
+        assert [one[INSTANCE] for one in labels if INSTANCE in one]
+        assert all(one["cloister.dev/pool"] == "default" for one in labels)
+        assert cloud.cluster.replicas(RUNTIMES) == 1
+        before = {pod["metadata"]["name"] for pod in cloud.cluster.store.all_of("pods")}
+        cloud.stop_service("gateway")  # `on_exit = "leave"`: an upgrade of the gateway costs no cold start
+        assert {pod["metadata"]["name"] for pod in cloud.cluster.store.all_of("pods")} == before
+        assert cloud.cluster.kubelet.running == len(before) == 1
+
+
+def test_what_is_deployed_on_knative_serves(tmp_path: Path) -> None:
+    with running(KnativeCloud, "knative", tmp_path, KNATIVE_IMAGE, knative_role(), memory_mb=1024) as cloud:
+        serve(cloud, tmp_path)
+        (service,) = cloud.cluster.store.all_of("services")
+        assert service["metadata"]["name"].startswith("cloister-i-")

@@ -19,7 +19,7 @@ from cloister.control.snapshot import Snapshot
 GATEWAY: Final = "gateway"
 ADVISERS: Final = ("slo", "concurrency")
 POLICIES: Final = (GATEWAY, *ADVISERS)
-MAX_DOMAINS: Final = 200  # a look at one takes up to a millisecond of the gateway's loop, once a second
+MAX_DOMAINS: Final = 50  # a look at one takes a quarter of a millisecond of the gateway's loop, once a second
 
 
 class _Adviser:
