@@ -123,7 +123,7 @@ def knative_role() -> list[Rule]:
 @contextmanager
 def running(
     make: type[KubernetesCloud], kind: str, folder: Path, image: str, rules: list[Rule], **settings: Any
-) -> Any:
+) -> Iterator[KubernetesCloud]:
     """A cloud in a cluster that lets the gateway do what ``rules`` say."""
     beside = Beside()
     cluster = FakeKubernetes({image: COMMAND}, role=rules)
