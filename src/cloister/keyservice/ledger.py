@@ -51,6 +51,7 @@ class Ledger:
     """State, log and vault over a store; thread-safe.
 
     :param anchor: confirms heads (clause 13.10); by default nothing does.
+    :ivar trouble: code of what the store said to the last attempt to write; empty when it was written.
     """
 
     def __init__(self, store: KeyStore, clock: Clock, anchor: Anchor | None = None) -> None:
@@ -70,6 +71,7 @@ class Ledger:
         self._closed = False
         self._following = False
         self._stale = False
+        self.trouble = ""
         self._latest = self._swept = clock.now()
         self._load()
         self._anchor.start(self)
@@ -205,11 +207,17 @@ class Ledger:
             self._require_same(written, head)
             return Committed(written.index, written.entry, head, self._tree.inclusion(written.index, head.size))
 
+    def has(self, written: Written) -> bool:
+        """Whether the entry is still there: a replica may have taken over another history since it was written."""
+        with self._lock:
+            return self._has(written)
+
+    def _has(self, written: Written) -> bool:
+        return written.index < self._tree.size and same(self._tree.leaf(written.index), written.entry.leaf())
+
     def _require_same(self, written: Written, head: LogHead) -> None:
-        """Between writing and confirming a replica may have lost its place, and taken over another history."""
-        tree, index = self._tree, written.index
-        known = index < tree.size and head.size <= tree.size and same(tree.leaf(index), written.entry.leaf())
-        if not known or not same(tree.root(head.size), head.root):
+        known = self._has(written) and head.size <= self._tree.size
+        if not known or not same(self._tree.root(head.size), head.root):
             raise Unavailable(
                 "keyservice-unconfirmed", "the entry was replaced by another history of the log", retry_after=1.0
             )
@@ -273,6 +281,7 @@ class Ledger:
         with self._lock:
             if self._stale:
                 self._load()
+            self.trouble = ""
             self._vault.require(self._state)
             self._following = False
 
@@ -413,8 +422,10 @@ class Ledger:
             self._state.journal.rollback()
             self._tree.truncate(size)
             self._vault.forget_from(size)
+            self.trouble = error.code
             return fail(jobs, error)
         self._state.journal.keep()
+        self.trouble = ""
         if now - self._swept >= _SWEEP_S:
             self._swept = now
             self._bury(dead)

@@ -151,6 +151,10 @@ class Replica:
 
     # --- what others ask ---
 
+    def genuine(self, data: bytes) -> None:
+        """Whether a request is of a replica at all: quickly, before anything waits for it; raises as :meth:`handle`."""
+        open_request(self._root.replication_key, data)
+
     def handle(self, data: bytes) -> bytes:
         """One request of another replica; may be held back for a second.
 
@@ -230,10 +234,9 @@ class Replica:
             if self._anchor.superseded():
                 self._beaten = True  # until one that is confirmed was followed to its end
                 self._step_down("keyservice-superseded")
-            elif self._anchor.alone():
-                self._step_down("keyservice-unconfirmed")
-                # what it wrote may be what the others cannot take: they go first
-                self._rests_until = self._clock.monotonic() + LEADER_REST_S
+            elif why := "keyservice-unconfirmed" if self._anchor.alone() else self._ledger.trouble:
+                self._step_down(why)  # its disk fails, or what it wrote may be what the others cannot take
+                self._rests_until = self._clock.monotonic() + LEADER_REST_S  # they go first
         elif self._leader is not None:
             self._follow(*self._leader, wait_s)
         else:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.message import Request, Response
@@ -35,6 +35,7 @@ _OWN: Final = frozenset({
     DESCRIPTION_PATH, CHALLENGE_PATH, HANDOVER_PATH, EXCHANGE_PATH, ROLE_PATH, "/healthz", "/metrics"
 })  # fmt: skip  # what each replica answers for itself
 
+T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -151,7 +152,8 @@ class KeyServiceServer:
         data = bytes(await request.body(MAX_REPLICA_REQUEST))
         if self._replica is None or self._exchanges is None:
             raise InvalidInput("not-found", "there is nothing here")
-        return Response(200, _MEDIA_TYPE, await self._exchanges.run(_handle, self._replica, data))
+        _authentic(self._replica.genuine, data)  # here, so that strangers take no thread from replicas
+        return Response(200, _MEDIA_TYPE, await self._exchanges.run(_authentic, self._replica.handle, data))
 
     async def _role(self, _request: Request) -> Response:
         replica = self._replica
@@ -179,9 +181,9 @@ class KeyServiceServer:
                 self._log.event("upkeep-failed", level="warning", code=error.code, family=error.family)
 
 
-def _handle(replica: Replica, data: bytes) -> bytes:
+def _authentic(handle: Callable[[bytes], T], data: bytes) -> T:
     try:
-        return replica.handle(data)
+        return handle(data)
     except Unavailable:
         raise
     except CloisterError as error:

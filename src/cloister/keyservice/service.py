@@ -253,7 +253,7 @@ class KeyService:
         """Apply one statement; the acknowledgement is made after it is durable (clause 6.2)."""
         unverified = peek_statement(call.body)
         written = self._unacknowledged.find(call.body)  # said before, to the byte: verified, written, not acknowledged
-        if written is None:
+        if written is None or not self._ledger.has(written):
             written = self._write(call, unverified)
         try:
             done = self._ledger.confirm(written)

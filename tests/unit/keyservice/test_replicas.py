@@ -262,6 +262,43 @@ def test_one_that_is_alone_steps_down_and_lets_others_go_first(cluster: Cluster)
     assert leader.replica.role == SEARCHING  # a majority must answer
 
 
+def test_one_whose_disk_fails_steps_down_and_another_goes_on(cluster: Cluster) -> None:
+    leader = cluster.leader()
+    person = cluster.attempt(leader.person)
+    cluster.until(cluster.equal)
+    leader.disk.fail_before = 0
+    with pytest.raises(Unavailable, match="store-unavailable"):
+        cluster.attempt(lambda: leader.say(person.statement(DefinePolicy(simulation_policy(b"x" * 48).encode()))))
+    cluster.step()
+    assert leader.replica.role != LEADER
+    following = cluster.leader()
+    assert following is not leader
+    cluster.attempt(lambda: following.say(person.statement(DefinePolicy(simulation_policy(b"y" * 48).encode()))))
+    cluster.until(cluster.equal)
+
+
+def test_a_statement_that_was_dropped_with_its_entry_is_applied_when_it_is_sent_again(cluster: Cluster) -> None:
+    """Its first leader wrote it, lost its place and the entry, and leads again: what is not there is forgotten."""
+    first = cluster.leader()
+    person = cluster.attempt(first.person)
+    cluster.until(cluster.equal)
+    cluster.part([0], [1, 2])
+    statement = person.statement(DefinePolicy(simulation_policy(b"x" * 48).encode()))
+    with pytest.raises(Unavailable, match="keyservice-unconfirmed"):
+        cluster.attempt(lambda: first.say(statement))
+    cluster.until(lambda: any(ks is not first for ks in cluster.leading()))
+    second = next(ks for ks in cluster.leading() if ks is not first)
+    cluster.attempt(second.person)  # in its place
+    cluster.part()
+    cluster.until(lambda: first.replica.role == FOLLOWER and cluster.equal())
+    size = first.assembled.ledger.position()[0]
+    cluster.crash(cluster.number(second))
+    first.replica._take_over()
+    cluster.until(lambda: cluster.leading() == [first])
+    assert cluster.attempt(lambda: first.say(statement))["entry"] == size
+    assert cluster.attempt(lambda: first.say(statement))["entry"] == size
+
+
 # --- whose turn it is ---
 
 
