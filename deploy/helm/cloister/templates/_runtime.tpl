@@ -1,19 +1,20 @@
 {{/* The options of one pool's runtimes: (dict "root" $ "pool" {settings} "tee" "tdx") */}}
 {{- define "cloister.runtimeArgs" -}}
+{{- /* int64: Go would write a million as 1e+06. */ -}}
 {{- $at := .pool.runtime -}}
 {{- $root := .root -}}
 - --keyservice={{ include "cloister.keyserviceUrl" $root }}
 - --bundle=/trust/bundle.cbor
 - --bundle-root={{ required "trust.bundleRoot is not set: the public key that signs the bundle" $root.Values.trust.bundleRoot }}
-- --bundle-version={{ $root.Values.trust.bundleVersion }}
+- --bundle-version={{ int64 $root.Values.trust.bundleVersion }}
 - --store={{ required "store.url is not set: where encrypted models are" $root.Values.store.url }}
 - --isolation={{ $at.isolation }}
-- --concurrency={{ $at.concurrency }}
-- --memory-mb={{ $at.memoryMb }}
-- --threads={{ $at.threads }}
-- --queue={{ $at.queue }}
-- --deadline={{ $at.deadlineSeconds }}
-- --drain={{ $at.drainSeconds }}
+- --concurrency={{ int64 $at.concurrency }}
+- --memory-mb={{ int64 $at.memoryMb }}
+- --threads={{ int64 $at.threads }}
+- --queue={{ int64 $at.queue }}
+- --deadline={{ int64 $at.deadlineSeconds }}
+- --drain={{ int64 $at.drainSeconds }}
 {{- if not $at.coTenancy }}
 - --no-co-tenancy
 {{- end }}

@@ -211,9 +211,7 @@ def test_policies_can_name_what_the_runtimes_are(example: dict[str, Any], render
     for spec in specs(render(example)):
         for container in spec["containers"]:
             if container["args"][0] == "runtime":
-                parser = argparse.ArgumentParser()
-                runtime.configure(parser)
-                options = runtime._options(parser.parse_args(container["args"][1:]))
+                _, options = _parsed(container["args"][1:])
                 assert options.bundle_root.hex() == example["trust"]["bundleRoot"]
                 assert len(options.measured().digest) == 32
 
@@ -272,6 +270,27 @@ def test_the_schema_knows_every_setting_of_gateway_and_keyservice(chart: Any) ->
         assert missing == ({"memory_mb", "concurrency"} if section == "pool" else set())
     measured = chart.schema["properties"]["keyservice"]["properties"]["configuration"]["properties"]
     assert set(measured) == set(Settings.__dataclass_fields__)
+
+
+def test_large_numbers_stay_numbers(render: Render, trial: dict[str, Any]) -> None:
+    runtime_options = {"memoryMb": 3_000_000, "queue": 65536, "deadlineSeconds": 3600}
+    pool = {"runtime": runtime_options, "gateway": {"configuration": {"limits": {"users": 10_000_000}}}}
+    objects = render(trial, {"pools": {"default": pool}, "trust": {"bundleVersion": 5_000_000}})
+    (found,) = [spec for spec in specs(objects) if spec["containers"][0]["name"] == "runtime"]
+    args, options = _parsed(found["containers"][0]["args"][1:])
+    assert (options.memory_mb, options.queue, options.deadline_s) == (3_000_000, 65536, 3600)
+    assert args.bundle_version == 5_000_000
+    read = configuration.parse(
+        of(objects, "ConfigMap")["prod-cloister-gateway-default"]["data"]["gateway.toml"].encode()
+    )
+    assert (read.pool.memory_mb, read.limits.users) == (3_000_000, 10_000_000)
+
+
+def _parsed(words: list[str]) -> tuple[argparse.Namespace, Any]:
+    parser = argparse.ArgumentParser()
+    runtime.configure(parser)
+    args = parser.parse_args(words)
+    return args, runtime._options(args)
 
 
 def test_a_tee_is_where_its_component_runs(render: Render, trial: dict[str, Any]) -> None:
