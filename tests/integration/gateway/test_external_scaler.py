@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -137,6 +138,16 @@ def test_an_address_that_is_taken_is_told(scenario: Callable[..., None]) -> None
         assert caught.value.code == "listen-failed"
 
     scenario(body, toml(scaler=SCALER))
+
+
+def test_an_installation_without_grpc_says_so(scenario: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(bench: GatewayBench) -> None:
+        monkeypatch.setitem(sys.modules, "grpc", None)
+        with pytest.raises(Unavailable) as caught:
+            await bench.gateway.scaler.open("127.0.0.1:0")
+        assert caught.value.code == "scaler-not-installed"
+
+    scenario(body)
 
 
 def test_a_bound_that_is_declared_is_counted(scenario: Callable[..., None]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from cloister.keyservice.settings import Settings
 from cloister.platforms.kubernetes.rbac import KUBERNETES, Rule
 
 helm = pytest.importorskip("helm_python", reason="no Helm: uv sync --inexact --group deploy")
+yaml = pytest.importorskip("yaml", reason="no YAML: uv sync --inexact --group deploy")
 schemas = pytest.importorskip("kubernetes_validate.utils", reason="no schemas: uv sync --inexact --group deploy")
 
 CHART = Path(__file__).parents[4] / "deploy" / "helm" / "cloister"
@@ -453,6 +456,23 @@ def test_replicas_are_as_many_as_the_measured_configuration_says(render: Render,
     found, init, run = keyservice(0)
     assert found["spec"]["replicas"] == 1
     assert not [word for word in (*init, *run) if word.startswith(("--peer", "--replica", "--keyservice="))]
+
+
+@pytest.mark.usefixtures("quick_schemas")
+def test_what_the_how_to_writes_down_is_taken(render: Render) -> None:
+    """Its values make the chart render, and its HPA is one, for a Deployment that the chart leaves to it."""
+    page = (CHART.parents[2] / "docs" / "how-to" / "kubernetes.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    (scaler,) = [yaml.safe_load(block) for block in blocks if "kind:" in block]
+    schemas.validate(scaler, VERSIONS[-1], strict=True)
+    given: dict[str, Any] = {}
+    for block in blocks:
+        if "kind:" not in block:
+            given |= yaml.safe_load(re.sub(r'"([0-9a-f]{2})…"', lambda m: f'"{m[1] * 32}"', block))
+    assert len(of(render(given), "Deployment")) == 2
+    given["pools"]["default"]["scaling"] = {"by": "other"}
+    deployment = of(render(given, {"nameOverride": "cloister"}), "Deployment")[scaler["spec"]["scaleTargetRef"]["name"]]
+    assert "replicas" not in deployment["spec"]
 
 
 def test_simulation_is_loud(chart: Any, trial: dict[str, Any]) -> None:
