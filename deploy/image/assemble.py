@@ -28,9 +28,16 @@ PYTHON = "3.11"
 # the gateway looks up in an object store, the rest for clusters.
 CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio", "obstore", "kubernetes", "aiohttp")
 EXTRAS = ("litert", "objectstores", "scaler", "kubernetes")
-# Of the Kubernetes client: its models and calls of every resource, 115 MB, of which the drivers load none
-# (cloister.platforms.kubernetes.api); a test runs the drivers without them.
-UNUSED = ("client/api", "client/models", "aio/client/api", "aio/client/models")
+# What services never load of their distributions, 60 MB and 115 MB; tests compute with both engines and drive a cluster
+# without it. Of the Kubernetes client, the models and calls of every resource (cloister.platforms.kubernetes.api), but
+# for the packages' own files, which know what they would load.
+UNUSED = (
+    *("numpy/**/tests", "numpy/distutils", "numpy/f2py"),
+    *("onnxruntime/transformers", "onnxruntime/quantization", "onnxruntime/tools", "onnxruntime/datasets"),
+    *("ai_edge_litert/tools", "ai_edge_litert/vendors", "ai_edge_litert/libLiteRtWebGpuAccelerator.so"),
+    *("kubernetes/client/api/[!_]*", "kubernetes/client/models/[!_]*"),
+    *("kubernetes/aio/client/api/[!_]*", "kubernetes/aio/client/models/[!_]*"),
+)
 SKIPPED = ("bin", ".lock")  # of an installation with --target: commands of distributions, an empty lock
 
 
@@ -93,20 +100,11 @@ def install(lib: Path, distributions: tuple[str, ...]) -> None:
     ]
     subprocess.run(command, check=True)
     pinned.unlink()
-    prune(lib / "kubernetes")
-    for name in SKIPPED:
-        path = lib / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def prune(kubernetes: Path) -> None:
-    """Drop what is not loaded; the packages' own files stay, which know what they would load."""
-    for folder in UNUSED:
-        for path in (kubernetes / folder).glob("*.py"):
-            if path.name != "__init__.py":
+    for pattern in (*UNUSED, *SKIPPED):
+        for path in list(lib.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
 

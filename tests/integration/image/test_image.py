@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from cloister.client.identity import create_identity
 from cloister.testing.action import Invoker
 from cloister.testing.container_cloud import ContainerCloud
 from cloister.testing.containers import STRICT, Engine, RunningContainer
+from cloister.testing.models import tflite
 from cloister.testing.models.small import sum_difference
 from cloister.testing.openwhisk_cloud import Beside
 
@@ -97,6 +99,21 @@ def test_only_the_services_have_engines(engine: Engine, image: str, gateway_imag
     for name, wanted in ((image, True), (gateway_image, False)):
         told = json.loads(inside(engine, name, "print(open('/opt/cloister/sbom.cdx.json').read())"))
         assert ({"numpy", "onnxruntime"} <= {part["name"] for part in told["components"]}) is wanted
+
+
+def test_both_engines_compute_in_it(engine: Engine, image: str) -> None:
+    """With what was left out of their distributions."""
+    models = {"onnx": sum_difference(), "litert": tflite.sum_difference()}
+    program = f"""
+import base64, sys; sys.path.insert(0, "/opt/cloister/lib")
+import numpy as np
+from cloister.engines.port import ModelParts
+from cloister.engines.registry import engine
+for name, model in { ({name: b64encode(model).decode() for name, model in models.items()})!r}.items():
+    a = np.array([[1, 2, 3]], np.float32)
+    print(name, engine(name).load(ModelParts(base64.b64decode(model))).run({{"a": a, "b": a}})["sum"].tolist())
+"""
+    assert inside(engine, image, program) == "onnx [[2.0, 4.0, 6.0]]\nlitert [[2.0, 4.0, 6.0]]\n"
 
 
 @pytest.fixture
