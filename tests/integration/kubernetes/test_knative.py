@@ -251,5 +251,10 @@ def test_a_status_of_an_earlier_generation_says_nothing() -> None:
     one["status"]["observedGeneration"] = 2
     assert not Service.read(one).waits
     assert Service.read(one).address == "http://a"
+    one["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "RevisionFailed", "message": "m"}]
+    assert Service.read(one).failed == "RevisionFailed: m"
+    one["status"]["conditions"] = [{"type": "Ready", "status": "False", "reason": "ConfigurationMissing"}]
+    assert not Service.read(one).failed, "made a moment later"
+    assert Service.read(one).waits == "ConfigurationMissing"
     for nonsense in ({}, {"metadata": 7}, {"status": {"conditions": 7, "address": [], "url": 7}}):
         assert Service.read(nonsense).waits

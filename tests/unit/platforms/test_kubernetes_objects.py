@@ -133,7 +133,8 @@ def told(code: int, message: str = "said", **details: Any) -> CloisterError | Ex
 
 
 def test_answers_are_of_the_four_families() -> None:
-    assert isinstance(told(410), Expired)
+    assert isinstance(Told(410, "Expired", "").error("watch", PODS, "ml", ""), Expired)
+    assert isinstance(told(410), Unavailable), "nothing to list anew"
     for code, family, name in (
         (400, InvalidInput, "platform-limit"),
         (401, Refused, "platform-refused"),

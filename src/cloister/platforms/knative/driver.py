@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,10 +12,11 @@ from cloister.adapters.logs import EventLog
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.platforms.knative.service import DEPLOYMENT, Service, make
 from cloister.platforms.knative.settings import KnativeSettings
-from cloister.platforms.kubernetes.api import KubeApi, Object, jittered
+from cloister.platforms.kubernetes.api import KubeApi, Object
 from cloister.platforms.kubernetes.draining import GIVE_UP_S, drained
-from cloister.platforms.kubernetes.mirror import FIRST_WAIT_S, LAST_WAIT_S, Mirror
+from cloister.platforms.kubernetes.mirror import Mirror
 from cloister.platforms.kubernetes.resources import SERVICES
+from cloister.platforms.kubernetes.settler import Settler
 from cloister.platforms.port import Event, Gone, Leaving, Ready, Running
 
 DELETED: Final = "somebody deleted its Service"
@@ -57,9 +57,7 @@ class KnativePlatform:
         self._left: dict[str, str] = {}  # uid to name: Services of instances that are none any more
         self._quiet = True  # until open() is through: what was there before is no event
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
-        self._settling = asyncio.Lock()
+        self._settler = Settler(self._settle, self._next_at, log)
 
     async def open(self) -> None:
         """Take over the deployment's Services.
@@ -83,8 +81,8 @@ class KnativePlatform:
         await mirror.fill()
         self._mirror = mirror
         self._quiet = False
-        self._spawn(mirror.run())
-        self._spawn(self._work())
+        self._settler.keep(mirror.run)
+        self._settler.keep(self._settler.run)
 
     async def start(self, instance: str, group: str) -> None:
         """See the port. When the API is away for the moment, it is asked again until ``start_timeout_s`` is over."""
@@ -94,17 +92,17 @@ class KnativePlatform:
         place = _Place(instance, group, self._now + self.settings.start_timeout_s)
         self._places[instance] = place
         try:
-            async with self._settling:
+            async with self._settler.lock:
                 await self._make(place)
         except Unavailable as error:
             if error.code == "platform-full":
                 self._places.pop(instance, None)
                 raise
-            self._log.event("platform-silent", level="warning", code=error.code, error=error.message)
+            self._settler.complain(error)
         except CloisterError as error:
             self._places.pop(instance, None)
             raise Unavailable("platform-unavailable", error.message, hint=error.hint, retry_after=5.0) from error
-        self._wake.set()
+        self._settler.wake()
 
     async def stop(self, instance: str) -> None:
         """See the port: requests that are under way end, then the Service is deleted, and its pod gets SIGTERM."""
@@ -114,10 +112,10 @@ class KnativePlatform:
         place.stopping = True
         place.leave_by = self._now + self.settings.stop_grace_s + GIVE_UP_S
         if place.ready:
-            self._spawn(self._drain(place))
+            self._settler.spawn(self._drain(place))
         else:
             place.doomed = True
-            self._wake.set()
+            self._settler.wake()
 
     async def running(self) -> tuple[Running, ...]:
         """See the port. As last heard of the API. Knative does not say where its pods run."""
@@ -135,9 +133,7 @@ class KnativePlatform:
 
     async def close(self) -> None:
         """See the port."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._settler.close()
         await self._asker.close()
         await self._api.close()
 
@@ -154,7 +150,7 @@ class KnativePlatform:
 
     def _changed(self, one: Object) -> None:
         service = Service.read(one)
-        self._wake.set()
+        self._settler.wake()
         if not service.instance or service.uid in self._left:
             return
         place = self._places.get(service.instance)
@@ -184,7 +180,7 @@ class KnativePlatform:
     def _removed(self, one: Object) -> None:
         service = Service.read(one)
         self._left.pop(service.uid, None)
-        self._wake.set()
+        self._settler.wake()
         place = self._places.get(service.instance)
         if place is None:
             return
@@ -205,47 +201,31 @@ class KnativePlatform:
         if place.uid:
             self._left[place.uid] = self._name(place.instance)
         self._finish(place, reason)
-        self._wake.set()
+        self._settler.wake()
 
     def _leave(self, place: _Place) -> None:
         """Somebody else stops it; it finishes what it has."""
         place.stopping, place.reason = True, DELETED
         place.leave_by = self._now + self.settings.stop_grace_s + GIVE_UP_S
         self._events.put_nowait(Leaving(place.instance, DELETED))
-        self._wake.set()
+        self._settler.wake()
 
     async def _drain(self, place: _Place) -> None:
         await drained(self._asker, place.address, self.settings.stop_grace_s, place.gone)
         place.doomed = True
-        self._wake.set()
+        self._settler.wake()
 
     # --- settling ---
 
-    async def _work(self) -> None:
-        wait = FIRST_WAIT_S
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._until_next()):
-                    await self._wake.wait()
-            self._wake.clear()
-            self._expire()
-            try:
-                async with self._settling:
-                    await self._settle()
-                wait = FIRST_WAIT_S
-            except CloisterError as error:
-                self._log.event("platform-silent", level="warning", code=error.code, error=error.message)
-                after = error.retry_after if isinstance(error, Unavailable) else None
-                await asyncio.sleep(jittered(max(wait, min(after or 0.0, LAST_WAIT_S))))
-                wait = min(LAST_WAIT_S, wait * 2)
-                self._wake.set()
-
-    def _until_next(self) -> float:
-        times = [
-            place.leave_by if place.stopping else place.deadline for place in self._places.values() if not place.ready
-        ]
-        times += [place.leave_by for place in self._places.values() if place.stopping]
-        return max(0.01, min(times) - self._now) if times else self.settings.cluster.poll_s
+    def _next_at(self) -> float:
+        """When somebody's time is over."""
+        times = [self._now + self.settings.cluster.poll_s]
+        for place in self._places.values():
+            if place.stopping:
+                times.append(place.leave_by)
+            elif not place.ready:
+                times.append(place.deadline)
+        return min(times)
 
     def _expire(self) -> None:
         for place in tuple(self._places.values()):
@@ -259,6 +239,7 @@ class KnativePlatform:
 
     async def _settle(self) -> None:
         """What is wanted and not there is made; what is there and not wanted is deleted."""
+        self._expire()
         failed: CloisterError | None = None
         for place in tuple(self._places.values()):
             try:
@@ -295,8 +276,3 @@ class KnativePlatform:
     @property
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -47,6 +47,8 @@ class Service:
         # Of an earlier generation: it says nothing of what was asked for.
         stale = status.get("observedGeneration") != meta.get("generation")
         state = "Unknown" if stale else ready.get("status")
+        # Route and Configuration are made at once and look for each other: what one misses is there a moment later.
+        passing = str(ready.get("reason")).endswith("Missing")
         words = ": ".join(text for text in (printable(ready.get("reason")), printable(ready.get("message"))) if text)
         url = _map(status, "address").get("url") or status.get("url")
         return cls(
@@ -55,7 +57,7 @@ class Service:
             instance=str(labels.get(INSTANCE, "")),
             group=str(annotations.get(GROUP, "")),
             address=url.rstrip("/") if isinstance(url, str) else "",
-            failed=(words or "its Service is not ready") if state == "False" else "",
+            failed=(words or "its Service is not ready") if state == "False" and not passing else "",
             waits="" if state == "True" else (words or "Knative has not looked at its Service yet"),
             leaving=bool(meta.get("deletionTimestamp")),
         )

@@ -31,6 +31,7 @@ CALL_S: Final = 15.0
 ATTEMPTS: Final = 4
 BACKOFF_S: Final = 0.2
 MAX_WAIT_S: Final = 5.0  # between two attempts, whatever the API asks for; whoever calls has more patience, or none
+RETIRED_S: Final = 600.0  # a client whose credentials were replaced is closed; by then nothing is under way on it
 SLACK_S: Final = 10.0  # a watch that did not end so long after the API was to end it is silent for good
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -54,7 +55,8 @@ class KubeApi:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._client: ApiClient | None = None
-        self._last: ApiClient | None = None
+        self._retired: list[tuple[float, ApiClient]] = []
+        self._renewing = asyncio.Lock()
         self.namespace = cluster.namespace
 
     async def open(self) -> None:
@@ -67,10 +69,10 @@ class KubeApi:
 
     async def close(self) -> None:
         """Let go of all connections."""
-        for client in (self._client, self._last):
-            if client is not None:
-                await client.close()
-        self._client = self._last = None
+        clients = [client for _, client in self._retired] + ([self._client] if self._client is not None else [])
+        self._client, self._retired = None, []
+        for client in clients:
+            await client.close()
 
     # --- verbs ---
 
@@ -167,7 +169,7 @@ class KubeApi:
             response = await self._send(call)
             if response.status == 401:  # a token or a certificate that was renewed since
                 response.close()
-                await self._renew()
+                await self._renew(self._client)
                 response = await self._send(call)
             async with response:
                 data = bytearray()
@@ -204,11 +206,18 @@ class KubeApi:
         told = Told.read(response.status, body, response.headers.get("Retry-After"))
         return told.error(call.verb, call.resource, self.namespace, call.name)
 
-    async def _renew(self) -> None:
-        """Read who we are anew. The client in use is closed a renewal later: other calls may be on it."""
-        last, self._last, self._client = self._last, self._client, await self._connect()
-        if last is not None:
-            await last.close()
+    async def _renew(self, used: ApiClient | None) -> None:
+        """Read who we are anew, unless another call has done so. Others may still be on the client in use."""
+        async with self._renewing:
+            if used is None or self._client is not used:
+                return
+            self._client = await self._connect()
+            now = asyncio.get_running_loop().time()
+            self._retired.append((now, used))
+            old = [client for since, client in self._retired if now - since > RETIRED_S]
+            self._retired = [(since, client) for since, client in self._retired if now - since <= RETIRED_S]
+        for client in old:
+            await client.close()
 
     async def _connect(self) -> ApiClient:
         try:
@@ -260,7 +269,7 @@ class _translated:  # noqa: N801  # reads as a statement
             return
         import aiohttp
 
-        if isinstance(error, aiohttp.ClientError | OSError | TimeoutError | ValueError):
+        if isinstance(error, aiohttp.ClientError | OSError | TimeoutError | ValueError | RuntimeError):
             raise Unavailable(
                 "platform-unavailable",
                 f"the Kubernetes API does not answer: {printable(str(error)) or type(error).__name__}",

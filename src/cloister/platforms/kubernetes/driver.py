@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from cloister.adapters.http.client import AsyncHttpClient
 from cloister.adapters.logs import EventLog
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
-from cloister.platforms.kubernetes.api import KubeApi, Object, jittered, malformed
+from cloister.platforms.kubernetes.api import KubeApi, Object, malformed
 from cloister.platforms.kubernetes.draining import GIVE_UP_S, drained
-from cloister.platforms.kubernetes.mirror import FIRST_WAIT_S, LAST_WAIT_S, Mirror
+from cloister.platforms.kubernetes.mirror import Mirror
 from cloister.platforms.kubernetes.pods import (
     BOUND_COST,
     COST,
@@ -33,8 +33,10 @@ from cloister.platforms.kubernetes.pods import (
 )
 from cloister.platforms.kubernetes.resources import PODS, SCALE
 from cloister.platforms.kubernetes.settings import KubernetesSettings
+from cloister.platforms.kubernetes.settler import Settler
 from cloister.platforms.port import Event, Gone, Leaving, Ready, Running
 
+SPARE_S: Final = 10.0  # a pod that somebody deletes is replaced by the cluster; the replacement waits so long for a use
 LEAVE_SLACK_S: Final = 30.0  # beyond a pod's grace period; then its node is taken to be gone
 DELETED: Final = "somebody deleted its pod"
 _NO_POD: Final = "the Deployment has made no pod yet: kubectl describe replicaset says why"
@@ -84,14 +86,13 @@ class KubernetesPlatform:
         self._places: dict[str, _Place] = {}
         self._pods: dict[str, Pod] = {}
         self._doomed: dict[str, _Doom] = {}  # by uid
+        self._spare: list[float] = []  # until when pods are kept that replace what somebody else took away
         self._replicas = 0
         self._read_at = 0.0
         self._quiet = True  # until open() is through: what was there before is no event
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
         self._empty = asyncio.Event()  # the Deployment has no pods
-        self._settling = asyncio.Lock()
+        self._settler = Settler(self._settle, self._next_at, log)
 
     async def open(self) -> None:
         """Find the Deployment, and take over its pods.
@@ -116,9 +117,9 @@ class KubernetesPlatform:
         await mirror.fill()
         self._mirror = mirror
         self._quiet = False
-        self._wake.set()
-        self._spawn(mirror.run())
-        self._spawn(self._work())
+        self._settler.wake()
+        self._settler.keep(mirror.run)
+        self._settler.keep(self._settler.run)
 
     async def start(self, instance: str, group: str) -> None:
         """See the port. When the API is away for the moment, it is asked again until ``start_timeout_s`` is over."""
@@ -126,15 +127,17 @@ class KubernetesPlatform:
         if instance in self._places:
             return
         self._places[instance] = _Place(instance, group, self._now + self.settings.start_timeout_s)
+        if self._spare:
+            self._spare.pop()
         try:
-            async with self._settling:
+            async with self._settler.lock:
                 await self._scale()
         except Unavailable as error:
-            self._log.event("platform-silent", level="warning", code=error.code, error=error.message)
+            self._settler.complain(error)
         except CloisterError as error:
             self._places.pop(instance, None)
             raise Unavailable("platform-unavailable", error.message, hint=error.hint, retry_after=5.0) from error
-        self._wake.set()
+        self._settler.wake()
 
     async def stop(self, instance: str) -> None:
         """See the port: requests that are under way end, then the pod is deleted and gets SIGTERM."""
@@ -145,7 +148,7 @@ class KubernetesPlatform:
         if not place.uid:
             self._finish(place, "stopped")
         elif place.ready:
-            self._spawn(self._drain(place))
+            self._settler.spawn(self._drain(place))
         else:
             self._doom(place.uid, place.pod)
 
@@ -165,9 +168,7 @@ class KubernetesPlatform:
 
     async def close(self) -> None:
         """See the port."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._settler.close()
         await self._asker.close()
         await self._api.close()
 
@@ -179,7 +180,8 @@ class KubernetesPlatform:
             await self.stop(place.instance)
         for place in places:
             await place.gone.wait()
-        async with self._settling:
+        self._spare.clear()
+        async with self._settler.lock:
             await self._scale()
         with contextlib.suppress(TimeoutError):  # those that were nobody's, too
             async with asyncio.timeout(self.settings.stop_grace_s + GIVE_UP_S):
@@ -202,7 +204,7 @@ class KubernetesPlatform:
         pod = Pod.read(one, self.settings.container, self.settings.port)
         self._pods[pod.name] = pod
         self._empty.clear()
-        self._wake.set()
+        self._settler.wake()
         if pod.uid in self._doomed and self._of(pod) is None:
             return
         place = self._of(pod)
@@ -217,7 +219,7 @@ class KubernetesPlatform:
         if not self._pods:
             self._empty.set()
         self._doomed.pop(pod.uid, None)
-        self._wake.set()
+        self._settler.wake()
         place = self._of(pod)
         if place is None:
             return
@@ -262,6 +264,7 @@ class KubernetesPlatform:
         elif pod.leaving_s is not None:
             if place.ready:
                 self._halt(place, f"died: {DELETED}", pod.leaving_s)
+                self._spare.append(self._now + SPARE_S)
                 self._events.put_nowait(Leaving(place.instance, DELETED))
             else:
                 self._unbind(place)
@@ -282,14 +285,14 @@ class KubernetesPlatform:
             return
         place.leaving, place.leave_by = True, self._now + leaving_s + LEAVE_SLACK_S
         self._doomed.setdefault(place.uid, _Doom(place.pod)).asked_at = self._now
-        self._wake.set()
+        self._settler.wake()
 
     def _finish(self, place: _Place, reason: str) -> None:
         """It is no instance any more."""
         self._places.pop(place.instance, None)
         place.gone.set()
         self._events.put_nowait(Gone(place.instance, reason))
-        self._wake.set()
+        self._settler.wake()
 
     def _lose(self, place: _Place, reason: str) -> None:
         """Nobody asked for its end; what is left of its pod goes too."""
@@ -307,7 +310,7 @@ class KubernetesPlatform:
         known = self._pods.get(name)
         if known is not None and known.uid == uid:
             self._doomed.setdefault(uid, _Doom(name))
-        self._wake.set()
+        self._settler.wake()
 
     async def _drain(self, place: _Place) -> None:
         """Out of every Service's endpoints, then wait until it is idle: SIGTERM finds nothing under way."""
@@ -319,36 +322,18 @@ class KubernetesPlatform:
 
     # --- settling ---
 
-    async def _work(self) -> None:
-        wait = FIRST_WAIT_S
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._until_next()):
-                    await self._wake.wait()
-            self._wake.clear()
-            self._expire()
-            try:
-                async with self._settling:
-                    await self._settle()
-                wait = FIRST_WAIT_S
-            except CloisterError as error:
-                self._log.event("platform-silent", level="warning", code=error.code, error=error.message)
-                after = error.retry_after if isinstance(error, Unavailable) else None
-                await asyncio.sleep(jittered(max(wait, min(after or 0.0, LAST_WAIT_S))))
-                wait = min(LAST_WAIT_S, wait * 2)
-                self._wake.set()
-
-    def _until_next(self) -> float:
-        """Seconds until somebody's time is over, or the Deployment is looked at again."""
-        times = [self._read_at + self.settings.cluster.poll_s]
+    def _next_at(self) -> float:
+        """When somebody's time is over, or the Deployment is looked at again."""
+        times = [self._read_at + self.settings.cluster.poll_s, *self._spare]
         for place in self._places.values():
             if place.stopping:
                 times.append(place.leave_by)
             elif not place.ready:
                 times.append(place.deadline)
-        return max(0.01, min(times) - self._now)
+        return min(times)
 
     def _expire(self) -> None:
+        self._spare = [until for until in self._spare if until > self._now]
         for place in tuple(self._places.values()):
             if place.stopping:
                 if self._now >= place.leave_by:
@@ -360,6 +345,7 @@ class KubernetesPlatform:
 
     async def _settle(self) -> None:
         """One round. A step that fails keeps the others from nothing; the first error is raised at the end."""
+        self._expire()
         failed: CloisterError | None = None
         for step in (self._look, self._delete, self._scale, self._bind):
             try:
@@ -386,10 +372,10 @@ class KubernetesPlatform:
                 doom.asked_at = self._now
 
     async def _scale(self) -> None:
-        """As many replicas as there are instances, and pods that nobody has deleted yet."""
+        """As many replicas as there are instances, pods that nobody has deleted yet, and spare ones."""
         held = {uid for uid, doom in self._doomed.items() if doom.asked_at is None}
         held |= {place.uid for place in self._places.values() if place.uid and place.uid not in self._doomed}
-        wanted = len(held) + sum(not place.uid for place in self._places.values())
+        wanted = len(held) + len(self._spare) + sum(not place.uid for place in self._places.values())
         if wanted != self._replicas:
             scale = await self._api.patch(SCALE, self.settings.deployment, {"spec": {"replicas": wanted}})
             if _replicas(scale) != wanted:
@@ -436,11 +422,6 @@ class KubernetesPlatform:
     @property
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _replicas(scale: Object) -> int:

@@ -114,7 +114,7 @@ class Told:
                     f"namespace {namespace} has no {name or resource.rule}: {self.message or 'not found'}",
                     hint="Check the names in [platform], and that what the chart installs is there.",
                 )
-            case 410:
+            case 410 if verb in ("list", "watch"):
                 return Expired(self.message)
             case 409:  # several writers at a time; the API has tried some times already
                 return Unavailable("platform-unavailable", said, retry_after=0.1)

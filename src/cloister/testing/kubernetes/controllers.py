@@ -66,7 +66,20 @@ class Controllers:
         pod.update(kind="Pod", apiVersion="v1", status={"phase": "Pending"})
         meta = pod.setdefault("metadata", {})
         meta["name"] = name
-        meta["ownerReferences"] = [{"uid": owner["metadata"]["uid"], "controller": True}]
+        # A Deployment's pods belong to its ReplicaSet, which is not in this API; the id is the Deployment's.
+        kind, group = (
+            ("ReplicaSet", "apps/v1") if owner["kind"] == "Deployment" else (owner["kind"], owner["apiVersion"])
+        )
+        meta["ownerReferences"] = [
+            {
+                "apiVersion": group,
+                "kind": kind,
+                "name": name.rpartition("-")[0],
+                "uid": owner["metadata"]["uid"],
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ]
         self._store.create("pods", pod)
 
     # --- Knative ---

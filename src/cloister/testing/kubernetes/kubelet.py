@@ -233,6 +233,7 @@ class Kubelet:
         status = {
             "name": container["name"],
             "image": container["image"],
+            "imageID": "",
             "ready": False,
             "restartCount": restarts,
             "state": state,

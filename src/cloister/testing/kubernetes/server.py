@@ -8,7 +8,7 @@ import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from cloister.adapters.http.limits import ServerLimits
@@ -17,6 +17,9 @@ from cloister.adapters.http.server import HttpServer
 from cloister.platforms.kubernetes.rbac import Rule
 from cloister.testing.kubernetes.store import Change, Object, Refusal, Store, matches, merge
 from cloister.testing.logs import MemoryLog
+
+if TYPE_CHECKING:
+    import ssl
 
 USER: Final = "system:serviceaccount:{}:cloister-gateway"
 _JSON: Final = (("content-type", "application/json"),)
@@ -61,7 +64,8 @@ class ApiServer:
 
     :param role: what its one user may do; None for everything.
     :ivar asked: (API group, resource, verb) of all that was asked, as a Role names it.
-    :ivar bookmark_s: between two bookmarks of a watch. :ivar muted: changes that watches are not told of.
+    :ivar bookmark_s: between two bookmarks of a watch. :ivar muted: watches are told of nothing.
+    :ivar tls: from the next :meth:`up` on.
     """
 
     def __init__(self, store: Store, *, token: str, role: Iterable[Rule] | None = None) -> None:
@@ -74,6 +78,7 @@ class ApiServer:
         self.watching = 0
         self.muted = False
         self.log = MemoryLog()
+        self.tls: ssl.SSLContext | None = None
         self._server: HttpServer | None = None
         self._port = 0
         self._lost: set[int] = set()
@@ -81,12 +86,12 @@ class ApiServer:
     @property
     def address(self) -> str:
         """Origin of the API, the same after every restart."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self.tls else ''}://127.0.0.1:{self._port}"
 
     async def up(self) -> None:
         """Listen."""
         self._server = HttpServer(self, log=self.log, limits=ServerLimits(idle_s=600.0))
-        await self._server.start(port=self._port)
+        await self._server.start(port=self._port, tls=self.tls)
         self._port = int(self._server.address.rpartition(":")[2])
 
     async def down(self) -> None:
