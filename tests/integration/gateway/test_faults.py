@@ -252,3 +252,30 @@ def test_what_was_measured_reaches_the_policies(scenario: Any) -> None:
         assert model.start_s < 0.9
 
     scenario(body, make=partial(StandIn, delay_s=0.01, load_s=0.08))
+
+
+def test_a_request_waits_out_a_short_absence_of_the_keyservice(scenario: Any) -> None:
+    """Its instance is not to blame, so no circuit opens, and others that have their keys are served meanwhile."""
+    away = Unavailable("keyservice-unavailable", "the KeyService gives no answer", retry_after=0.3)
+
+    async def body(bench: GatewayBench) -> None:
+        first = sealed()
+        answered(first, await bench.send(first))
+        (there,) = bench.stand_ins()
+        there.fail_with = away
+        content = sealed(size=1)
+        task = asyncio.create_task(bench.send(content))
+        await bench.until(lambda: there.received == 2)
+        there.fail_with = None
+        other = sealed(size=2)
+        answered(other, await bench.send(other))
+        assert not task.done()
+        answered(content, await task)
+        assert "cloister_gateway_retries_total 1" in await bench.get("/metrics")
+        there.fail_with = away
+        answer = await bench.send(sealed(size=3))
+        assert (answer.status, problem_code(answer)) == (503, "keyservice-unavailable")
+        assert there.received == 3 + 1 + 3  # as often as a request is tried at all
+        assert not [name for name, *_ in bench.log.events if name == "circuit-open"]
+
+    scenario(body)

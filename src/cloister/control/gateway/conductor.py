@@ -173,11 +173,14 @@ class Conductor:
         :param broken: the connection was refused or cut. :param rest_s: the instance asks to be left alone so long.
         """
         self.failed(flight, broken=broken, rest_s=rest_s)
-        now = self.clock.monotonic()
+        self.once_more(flight)
+
+    def once_more(self, flight: Flight) -> None:
+        """One that landed without an answer goes to the head of the queue."""
         self.telemetry.retried()
         self.flights[flight.request.id] = flight
         flight.leg = Leg.WAITING
-        self.carry_out(self.dispatcher.resubmit(now, flight.request))
+        self.carry_out(self.dispatcher.resubmit(self.clock.monotonic(), flight.request))
 
     def failed(self, flight: Flight, *, broken: bool, rest_s: float | None = None) -> None:
         """The attempt failed, and that is the instance's fault."""

@@ -22,6 +22,10 @@ ELSEWHERE: Final = frozenset({
     "activation-lost", "instance-missing", "memory-busy", "room-queue-full", "runtime-draining", "runtime-not-ready",
     "runtime-overloaded", "too-many-connections",
 })  # fmt: skip
+# What it says when it needs a KeyService that is away, for a moment as a rule: no other instance is better off, and
+# requests whose keys are there go on.
+LATER: Final = frozenset({"keyservice-unavailable"})
+MAX_LATER_S: Final = 1.0
 CUT: Final = frozenset({"connect-failed", "no-answer", "answer-truncated"})
 MIN_REST_S: Final = 0.05
 _TRAVELS: Final = ("content-type", "accept", "traceparent", "tracestate")
@@ -110,6 +114,11 @@ class Forwarder:
             if told.code in ELSEWHERE:
                 rest = told.retry_after if isinstance(told, Unavailable) else None
                 conductor.again(flight, broken=False, rest_s=max(MIN_REST_S, rest or 0.0))
+                return None
+            if told.code in LATER and isinstance(told, Unavailable):
+                conductor.landed(flight, well=False, loaded=not flight.load)
+                await asyncio.sleep(min(MAX_LATER_S, told.retry_after or MAX_LATER_S))
+                conductor.once_more(flight)
                 return None
         land(conductor, flight, answer.status)
         return Response(answer.status, end_to_end(answer.headers), content)
