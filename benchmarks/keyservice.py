@@ -71,6 +71,10 @@ class Distant:
         time.sleep(self._away)
         return self._port.add_checkpoint(body)
 
+    def newest(self, keyservice: bytes) -> bytes | None:
+        time.sleep(self._away)
+        return self._port.newest(keyservice)
+
 
 def opened(folder: Path, witnesses: Sequence[WitnessProcess], away_s: float) -> EmbeddedKeyService:
     clock = SystemClock()

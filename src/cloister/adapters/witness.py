@@ -22,6 +22,13 @@ class WitnessPort(Protocol):
         :raises CloisterError: it does not co-sign, or cannot be reached.
         """
 
+    def newest(self, keyservice: bytes) -> bytes | None:
+        """The checkpoint that it co-signed last, with its co-signature, unverified; empty before the first; ``None``
+        when it does not tell, as C2SP's own witnesses do not (clause 13.8.1).
+
+        :raises CloisterError: it cannot be reached.
+        """
+
 
 class HttpWitness:
     """A witness at an address: ``http://host:port``, ``https://host`` or ``unix:/path``."""
@@ -68,3 +75,21 @@ class HttpWitness:
                 )
             case status:
                 raise Unavailable("witness-away", f"the witness at {self._address} answers with status {status}")
+
+    def newest(self, keyservice: bytes) -> bytes | None:
+        """See the port.
+
+        :raises Unavailable: ``witness-away``: anything but 200 and 404, or no answer in time.
+        """
+        path = f"/checkpoint/{keyservice.hex()}"
+        try:
+            answer = self._client.request(
+                "GET", self._address, path, max_answer=MAX_CHECKPOINT, deadline_s=WITNESS_DEADLINE_S
+            )
+        except Unavailable as error:
+            raise Unavailable(
+                "witness-away", f"the witness at {self._address} gives no answer: {error.code}"
+            ) from error
+        if answer.status not in (200, 404):
+            raise Unavailable("witness-away", f"the witness at {self._address} answers with status {answer.status}")
+        return bytes(answer.body) if answer.status == 200 else None

@@ -1,6 +1,6 @@
 """Run a whole Cloister on this machine, for a trial: KeyService, gateway, and runtimes started on demand.
 
-  cloister up [--state FOLDER] [--store URL] [--witnesses N]
+  cloister up [--state FOLDER] [--store URL] [--witnesses N [--replicas 3]]
 
 It runs in a **simulated TEE, which protects nothing**: insecure-simulation stands in every verdict, log line and
 response. Everything lies in one folder; stop it with Ctrl-C, start it again with the same command.
@@ -39,6 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="run N witnesses, so that the KeyService cannot be rolled back (default: as the folder has, else 0)",
     )
     parser.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="run N replicas of the KeyService, 2 or 3, which need witnesses (default: as the folder has, else 1)",
+    )
+    parser.add_argument(
         "--keep-alive", type=float, default=60.0, metavar="S", help="stop an idle one after (%(default)s)"
     )
 
@@ -58,6 +64,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         instances=args.instances,
         keep_alive_s=args.keep_alive,
         witnesses=args.witnesses,
+        replicas=args.replicas,
     )
     done = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

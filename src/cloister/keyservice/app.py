@@ -29,6 +29,7 @@ from cloister.keyservice.handover import Donor
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.majority import MajorityAnchor
 from cloister.keyservice.peers import HttpPeer, replica_identity
+from cloister.keyservice.probe import probe
 from cloister.keyservice.releases import Releases
 from cloister.keyservice.replica import Peer, Replica
 from cloister.keyservice.root import Root, make_root, new_root
@@ -234,7 +235,15 @@ def assemble(
             grace_s=settings.epoch_grace_s,
         )
         replica = make_replica(
-            settings, root, ledger=ledger, anchor=anchor, identity=identity, peers=peers, clock=clock, events=events
+            settings,
+            root,
+            ledger=ledger,
+            anchor=anchor,
+            witnesses=witnesses,
+            identity=identity,
+            peers=peers,
+            clock=clock,
+            events=events,
         )
     except BaseException:
         anchor.close()
@@ -308,6 +317,7 @@ def make_replica(
     *,
     ledger: Ledger,
     anchor: Anchor,
+    witnesses: Sequence[WitnessPort],
     identity: bytes,
     peers: Sequence[Peer],
     clock: Clock,
@@ -325,6 +335,14 @@ def make_replica(
         witnesses=settings.witnesses,
         threshold=settings.witness_threshold,
         peers=peers,
+        probe=lambda: probe(
+            witnesses,
+            ledger,
+            keys=settings.witnesses,
+            threshold=settings.witness_threshold,
+            keyservice=root.id,
+            log_key=root.log_key.public_key,
+        ),
         clock=clock,
         events=events,
     )

@@ -25,6 +25,7 @@ from cloister.base.limits import (
 from cloister.crypto.digest import same
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.majority import MajorityAnchor
+from cloister.keyservice.probe import Probe
 from cloister.keyservice.root import Root
 from cloister.keyservice.store import SealedEntry
 from cloister.log.merkle import verify_inclusion
@@ -73,6 +74,7 @@ class Replica:
 
     :param identity: 16 bytes, kept with the store: a replica counts once, however often it starts.
     :param witnesses: keys of the configuration, of which ``threshold`` make a head confirmed.
+    :param probe: asks the witnesses what they know.
     :param jitter: seconds, below one second's worth, that one waits longer than others before it takes over.
     """
 
@@ -87,6 +89,7 @@ class Replica:
         witnesses: Sequence[bytes],
         threshold: int,
         peers: Sequence[Peer],
+        probe: Callable[[], Probe],
         clock: Clock,
         events: EventLog,
         jitter: Callable[[], float] = lambda: LEADER_JITTER_S * secrets.randbelow(1000) / 1000,
@@ -100,6 +103,7 @@ class Replica:
         self._witnesses = tuple(witnesses)
         self._threshold = threshold
         self._peers = tuple(peers)
+        self._probe = probe
         self._clock = clock
         self._events = events
         self._jitter = jitter
@@ -316,7 +320,7 @@ class Replica:
             self._leader = (peer, term)
             self._rest()
             self._events.event("follows", replica=self.identity.hex(), address=peer.origin)
-        elif self._due(found):
+        elif self._due(found) and self._backed():
             self._take_over()
 
     def _due(self, found: Mapping[bytes, Standing]) -> bool:
@@ -330,6 +334,21 @@ class Replica:
             other.able and (-other.size, other.replica) < mine for other in found.values()
         ):
             self._deferred += 1  # it is further, or as far: it goes first
+            return False
+        return True
+
+    def _backed(self) -> bool:
+        """Whether so many witnesses as must sign have what our log continues: then it holds all that was confirmed."""
+        found = self._probe()
+        if found.head is not None:
+            self._learn(found.head)
+        if found.agree < self._threshold:
+            if len(self._witnesses) - found.ahead - found.other < self._threshold:
+                self._beaten = True  # until one that is confirmed was followed to its end
+                self._events.event("beaten", level="warning", code="keyservice-superseded")
+            return False
+        if found.ahead and self._deferred < LEAD_DEFERRALS:
+            self._deferred += 1  # a majority held more once, and shows it, if it can
             return False
         return True
 

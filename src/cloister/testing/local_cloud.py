@@ -5,6 +5,7 @@ What ``cloister up`` and the demonstration run. Everything lies in one folder:
     keyservice.toml  keyservice/     configuration and state of the KeyService
     gateway.toml     gateway/        the same of the gateway: records and logs of instances
     witness-1/ ...                   witnesses of the KeyService's log, where they are wanted
+    keyservice-2/ ...                further replicas of the KeyService, likewise
     store/                           encrypted models
     bundle.cbor                      the trust bundle, signed by bundle-root.key
     runtime-policy.toml              accepts exactly the runtimes that this folder starts
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +36,8 @@ from cloister.attest.configuration import ISOLATION_LEVELS
 from cloister.attest.policy import Policy, Rule
 from cloister.attest.policy_toml import format_policy
 from cloister.attest.types import TeeType
-from cloister.base.errors import CloisterError, Refused, Unavailable
+from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
+from cloister.base.limits import MAX_REPLICAS
 from cloister.base.secret import SecretBytes
 from cloister.client.files import read_private, write_private
 from cloister.client.profile import Profile, save_profile
@@ -56,6 +59,7 @@ class LocalCloud:
     :param keyservice_listen: and ``gateway_listen``: ``HOST:PORT``; port 0 takes a free one.
     :param instances: how many runtimes at most. :param keep_alive_s: an idle one is stopped after this.
     :param witnesses: how many witnesses, of which more than half must co-sign; ``None``: as many as the folder has.
+    :param replicas: of the KeyService, which need witnesses; ``None``: as many as the folder has.
     :param keyservice_settings: further settings of the KeyService, all of them measured.
     :param store_url: of a model store elsewhere, instead of the folder's.
     :param keyservice_address: what clients and runtimes use instead of the real one (a wiretap).
@@ -71,11 +75,13 @@ class LocalCloud:
     keep_alive_s: float = 60.0
     packer: str = "adaptive"
     witnesses: int | None = None
+    replicas: int | None = None
     keyservice_address: str = ""
     store_url: str = ""
     keyservice_settings: Mapping[str, int] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _ports: dict[str, str] = field(default_factory=dict)
+    _listening: dict[str, str] = field(default_factory=dict)
 
     # --- what lies where ---
 
@@ -147,6 +153,7 @@ class LocalCloud:
         platform, root = self.platform_key.public_key, self.root.public_key
         configuration = self.folder / "keyservice.toml"
         self._prepare_witnesses(made=configuration.exists())
+        self._prepare_replicas(made=configuration.exists())
         if not configuration.exists():
             lines = [
                 "# Everything here is measured: changing it makes another KeyService, which no client believes.",
@@ -155,6 +162,7 @@ class LocalCloud:
                 f'simulation_keys = ["{platform.hex()}"]',
                 *(f"{name} = {value}" for name, value in self.keyservice_settings.items()),
                 *self._witness_settings(),
+                *([f"replicas = {1 + len(self._replica_folders())}"] if self._replica_folders() else []),
             ]
             configuration.write_text("\n".join(lines) + "\n")
         bundle = self.folder / "bundle.cbor"
@@ -237,6 +245,61 @@ class LocalCloud:
         self._ports = {name: address.rpartition(":")[2] for name, address in addresses.items()}
         return list(addresses.values())
 
+    # --- replicas ---
+
+    def _replica_folders(self) -> list[Path]:
+        """Of all but the first."""
+        return sorted(self.folder.glob("keyservice-[0-9]*/"))
+
+    def _prepare_replicas(self, *, made: bool) -> None:
+        """:raises Refused: ``state-of-another-kind``: their number is measured. :raises InvalidInput: ``argument``."""
+        there = 1 + len(self._replica_folders())
+        if made and self.replicas not in (None, there):
+            raise Refused(
+                "state-of-another-kind",
+                f"{self.folder} was made with {there} KeyService replicas, which its KeyService's evidence says",
+                hint="Use that number, or another --state folder.",
+            )
+        wanted = 1 if self.replicas is None else self.replicas
+        if not made and wanted != 1:
+            if not 1 <= wanted <= MAX_REPLICAS:
+                raise InvalidInput("argument", f"--replicas takes 1 to {MAX_REPLICAS}")
+            if not self._witness_folders():
+                raise InvalidInput("argument", "replicas need witnesses: say --witnesses 3")
+            for number in range(2, wanted + 1):
+                (self.folder / f"keyservice-{number}").mkdir(mode=0o700)
+
+    def _start_replicas(self, arguments: list[str]) -> str:
+        """Start those that do not run, and wait until one leads; returns the address of the first."""
+        folders = [self.folder / "keyservice", *self._replica_folders()]
+        for folder in folders:
+            host, _, port = self.keyservice_listen.rpartition(":") if folder is folders[0] else ("127.0.0.1", "", "0")
+            if folder.name not in self._listening:
+                self._listening[folder.name] = f"{host}:{port if port != '0' else _free_port(host)}"
+        peers = [word for folder in folders for word in ("--peer", f"http://{self._listening[folder.name]}")]
+        for folder in folders:
+            if folder.name not in self.processes:
+                own = [*self._keyservice_arguments(folder.name), "--listen", self._listening[folder.name]]
+                self._spawn(folder.name, ["keyservice", "run", *own, *arguments, *peers], folder / "address")
+        addresses = [self._wait(folder.name, folder / "address") for folder in folders]
+        self._wait_for_leader(addresses)
+        return addresses[0]
+
+    def _wait_for_leader(self, addresses: Sequence[str], timeout_s: float = 60.0) -> None:
+        clock = SystemClock()
+        client = HttpClient(clock)
+        end = clock.monotonic() + timeout_s
+        try:
+            while clock.monotonic() < end:
+                answers = [client.request("GET", address, "/v1/replica/role").checked() for address in addresses]
+                roles = [json.loads(bytes(answer.body))["role"] for answer in answers]
+                if "searching" not in roles:
+                    return
+                time.sleep(_POLL_S)
+        finally:
+            client.close()
+        raise Unavailable("service-not-started", "no replica of the KeyService leads", hint=f"See {self.folder}/*.log.")
+
     # --- running ---
 
     def start(self) -> Profile:
@@ -252,10 +315,13 @@ class LocalCloud:
     def start_keyservice(self) -> str:
         """Returns its address."""
         address = self.folder / "keyservice" / "address"
-        arguments = [*self._keyservice_arguments(), "--bundle", str(self.folder / "bundle.cbor")]
+        arguments = ["--bundle", str(self.folder / "bundle.cbor")]
         for witness in self.start_witnesses():
             arguments += ["--witness", witness]
-        self._spawn("keyservice", ["keyservice", "run", *arguments, "--listen", self.keyservice_listen], address)
+        if self._replica_folders():
+            return self._start_replicas(arguments)
+        own = [*self._keyservice_arguments(), "--listen", self.keyservice_listen]
+        self._spawn("keyservice", ["keyservice", "run", *own, *arguments], address)
         return self._wait("keyservice", address)
 
     def start_gateway(self, keyservice: str) -> str:
@@ -310,7 +376,8 @@ class LocalCloud:
 
     def stop(self) -> None:
         """Stop everything that was started here, gateway first, which stops its instances."""
-        for name in ("gateway", "keyservice", *(folder.name for folder in self._witness_folders())):
+        others = [folder.name for folder in (*self._replica_folders(), *self._witness_folders())]
+        for name in ("gateway", "keyservice", *others):
             self.stop_service(name)
 
     def stop_service(self, name: str, *, kill: bool = False) -> None:
@@ -329,9 +396,9 @@ class LocalCloud:
         """The name of a service that ended by itself."""
         return next((name for name, process in self.processes.items() if process.poll() is not None), None)
 
-    def _keyservice_arguments(self) -> list[str]:
+    def _keyservice_arguments(self, name: str = "keyservice") -> list[str]:
         return [
-            *("--state", str(self.folder / "keyservice")),
+            *("--state", str(self.folder / name)),
             *("--simulation-key", str(self.folder / "simulation.key")),
             *("--configuration", str(self.folder / "keyservice.toml")),
         ]
@@ -393,6 +460,13 @@ class LocalCloud:
         log = self.folder / f"{name}.log"
         tail = log.read_text("utf-8", "replace").splitlines()[-1:] if log.exists() else []
         raise Unavailable("service-not-started", f"the {name} did not start: {' '.join(tail)}", hint=f"See {log}.")
+
+
+def _free_port(host: str) -> int:
+    """One that nobody is likely to take before it is listened on: replicas know each other's from the start."""
+    with socket.socket() as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])
 
 
 def _key(path: Path) -> SigningKey:

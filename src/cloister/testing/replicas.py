@@ -77,7 +77,8 @@ class Cluster:
         """Start a replica on its disk, or on this one, which is its from now on."""
         if disk is not None:
             self.disks[number] = disk
-        settings: dict[str, Any] = {"replicas": self.count, **witnessed(self.witnesses, 2), **changes}
+        settings: dict[str, Any] = {"replicas": self.count, **witnessed(self.witnesses, 2)}
+        settings |= {"empty": number != 0 or disk is not None, **changes}
         ks = EmbeddedKeyService(
             clock=self.clock,
             disk=self.disks[number],
@@ -85,7 +86,6 @@ class Cluster:
             bundle_key=self.bundle_key,
             seed=SEED,
             identity=bytes([number + 1]) * 16,
-            empty=number != 0,
             peers=[LocalPeer(self, number, other) for other in range(self.count)],
             **settings,
         )

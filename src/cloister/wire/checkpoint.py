@@ -174,6 +174,24 @@ class SignedNote:
         return self.checkpoint
 
 
+def cosigned_note(note: SignedNote, log_key: bytes, name: str, cosignature: Cosignature) -> bytes:
+    """A checkpoint with its log's signature and one witness's, and no other line."""
+    origin = note.checkpoint.origin
+    identifier = _key_id(origin, _LOG_SIGNATURE, log_key)
+    own = next((data for found, data in note.signatures if (found, data[:4]) == (origin, identifier)), b"")
+    return note.checkpoint.text + b"\n" + _line(origin, own) + cosignature_line(name, cosignature)
+
+
+def parse_cosigned_note(data: bytes, log_key: bytes, keys: Collection[bytes]) -> tuple[Checkpoint, Cosignature] | None:
+    """What :func:`cosigned_note` made; ``None`` when no witness of these keys signed it.
+
+    :raises InvalidInput: ``checkpoint-malformed``. :raises Tampered: ``signature-invalid``.
+    """
+    checkpoint = SignedNote.parse(data).verify(log_key)
+    found = parse_cosignatures(data.rpartition(b"\n\n")[2], checkpoint, keys)
+    return (checkpoint, found[0]) if found else None
+
+
 def cosignature_line(name: str, cosignature: Cosignature) -> bytes:
     """One line of a witness's answer."""
     identifier = _key_id(name, _COSIGNATURE, cosignature.key)

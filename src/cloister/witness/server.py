@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, final
 
 from cloister.adapters.http.limits import ServerLimits
@@ -15,6 +16,7 @@ from cloister.base.limits import MAX_ADD_CHECKPOINT
 from cloister.witness.service import Witness
 
 PATH: Final = "/add-checkpoint"
+_NEWEST: Final = re.compile(r"/checkpoint/([0-9a-f]{64})")
 THREADS: Final = 4  # they wait for the disk; one log's requests wait for each other
 QUEUE: Final = 64
 # C2SP's statuses; every other code has that of its family.
@@ -58,12 +60,22 @@ class WitnessServer:
         match request.method, request.path:
             case "POST", path if path == PATH:
                 return await self._add(request)
+            case "GET", path if found := _NEWEST.fullmatch(path):
+                return await self._newest(bytes.fromhex(found[1]))
             case "GET", "/healthz":
                 return Response(200, _TEXT, b"ok\n")
             case "GET", "/metrics":
                 return Response(200, (("content-type", CONTENT_TYPE),), self.registry.exposition())
             case _:
                 raise InvalidInput("not-found", "there is nothing here")
+
+    async def _newest(self, keyservice: bytes) -> Response:
+        try:
+            return Response(200, _TEXT, await self._workers.run(self._witness.newest, keyservice))
+        except CloisterError as error:
+            if error.code in _STATUS:
+                return Response(_STATUS[error.code], _TEXT, f"{error.message}\n".encode())
+            raise
 
     async def _add(self, request: Request) -> Response:
         body = bytes(await request.body(MAX_ADD_CHECKPOINT))

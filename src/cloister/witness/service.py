@@ -12,7 +12,7 @@ from cloister.base.errors import Refused, Tampered, Unavailable
 from cloister.base.limits import WITNESS_REPEATS_PER_S
 from cloister.crypto.sign import SigningKey
 from cloister.log.witness import judge
-from cloister.wire.checkpoint import AddCheckpoint, SignedNote, check_name, cosignature_line
+from cloister.wire.checkpoint import AddCheckpoint, SignedNote, check_name, cosignature_line, cosigned_note
 from cloister.witness.store import Record, WitnessStore
 
 
@@ -59,6 +59,23 @@ class Witness:
             if record is None:
                 raise Refused("witness-log-unknown", "this witness was not told of that log")
             return self._answer(record, request, note)
+
+    def newest(self, keyservice: bytes) -> bytes:
+        """The checkpoint that it co-signed last, with that co-signature again; empty before the first (13.8.1).
+
+        :raises Refused: ``witness-log-unknown``. :raises Tampered: ``witness-store-corrupt``.
+        :raises Unavailable: ``witness-store-failed``, ``rate-limited``.
+        """
+        if self._store.read(keyservice) is None:
+            raise Refused("witness-log-unknown", "this witness was not told of that log")
+        with self._lock(keyservice):
+            self._charge(keyservice)
+            record = self._store.read(keyservice)
+        if record is None or not record.newest.size:
+            return b""
+        note = SignedNote.parse(record.note)
+        again = note.checkpoint.cosign(self.key, record.newest.time)  # the very same signature: it says nothing new
+        return cosigned_note(note, record.log_key, self.name, again)
 
     def _answer(self, record: Record, request: AddCheckpoint, note: SignedNote) -> bytes | int:
         try:

@@ -15,7 +15,7 @@ from cloister.crypto.sign import SigningKey
 from cloister.log.merkle import MerkleTree, leaf_hash
 from cloister.testing.witness import LocalWitness, WitnessProcess
 from cloister.wire.calls import keyservice_id
-from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, parse_cosignatures
+from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, parse_cosignatures, parse_cosigned_note
 
 LOG = SigningKey.generate()
 KS = keyservice_id(LOG.public_key)
@@ -45,11 +45,18 @@ def body(tree: MerkleTree, old: int, new: int, key: SigningKey = LOG, ks: bytes 
 
 def test_the_port(witness: tuple[WitnessPort, bytes]) -> None:
     port, key = witness
+    assert port.newest(KS) == b""
     for old, new in ((0, 4), (4, 4), (4, 7)):
         answer = port.add_checkpoint(body(TREE, old, new))
         assert isinstance(answer, bytes)
         (found,) = parse_cosignatures(answer, Checkpoint(KS, new, TREE.root(new)), [key])
         assert found.key == key
+        told = port.newest(KS)
+        assert told is not None
+        assert parse_cosigned_note(told, LOG.public_key, [key]) == (Checkpoint(KS, new, TREE.root(new)), found)
+        assert parse_cosigned_note(told, LOG.public_key, [bytes(32)]) is None
+        with pytest.raises(Tampered):
+            parse_cosigned_note(told, bytes(32), [key])
     assert port.add_checkpoint(body(TREE, 4, 9)) == 7
     assert port.add_checkpoint(body(OTHER, 7, 7)) == 7
     refusals: list[tuple[bytes, type[CloisterError]]] = [
@@ -65,9 +72,21 @@ def test_the_port(witness: tuple[WitnessPort, bytes]) -> None:
     assert isinstance(port.add_checkpoint(body(TREE, 7, 9)), bytes)
 
 
+def test_what_does_not_tell_is_told_apart_from_what_is_away(witness: tuple[WitnessPort, bytes]) -> None:
+    """Of a log that it was not told of; so answers any witness that has no such address."""
+    port, _ = witness
+    if isinstance(port, HttpWitness):
+        assert port.newest(bytes(32)) is None
+    else:
+        with pytest.raises(Refused, match="witness-log-unknown"):
+            port.newest(bytes(32))
+
+
 def test_one_that_is_away_is_unavailable() -> None:
     client = HttpClient(SystemClock())
     with pytest.raises(Unavailable) as caught:
         HttpWitness(client, "http://127.0.0.1:1").add_checkpoint(body(TREE, 0, 1))
     assert caught.value.code == "witness-away"
+    with pytest.raises(Unavailable, match="witness-away"):
+        HttpWitness(client, "http://127.0.0.1:1").newest(KS)
     client.close()

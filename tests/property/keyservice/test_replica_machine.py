@@ -186,7 +186,7 @@ class ReplicaMachine(RuleBasedStateMachine):
         number, disk = self.old[which]
         self.lost = number
         self.crash(number)
-        self.cluster.start(number, MemoryDisk() if empty and number else disk.copy())
+        self.cluster.start(number, MemoryDisk() if empty else disk.copy())
 
     @rule(number=numbers)
     def repeat(self, number: int) -> None:

@@ -14,7 +14,7 @@ from cloister.log.merkle import MerkleTree, leaf_hash
 from cloister.testing.clock import FakeClock
 from cloister.testing.witness import LocalWitness
 from cloister.wire.calls import keyservice_id
-from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, SignedNote, parse_cosignatures
+from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, SignedNote, parse_cosignatures, parse_cosigned_note
 from cloister.witness.app import initialise, read_identity
 from cloister.witness.store import Record, WitnessStore
 
@@ -119,6 +119,29 @@ def test_strangers_and_unsigned_heads_are_refused(witness: LocalWitness) -> None
             witness.add_checkpoint(body)
         assert caught.value.code == code
     assert witness.record(KS) == Record(LOG.public_key)
+
+
+def test_it_tells_what_it_signed_last_and_says_nothing_new_by_that(witness: LocalWitness, clock: FakeClock) -> None:
+    assert witness.newest(KS) == b""
+    history = tree(5)
+    padded = AddCheckpoint(0, (), checkpoint(history, 3).sign(LOG) + b"\xe2\x80\x94 stranger AAAAAAAA\n").encode()
+    answer = witness.add_checkpoint(padded)
+    assert isinstance(answer, bytes)
+    (given,) = parse_cosignatures(answer, checkpoint(history, 3), [witness.key])
+    before = witness.record(KS)
+    clock.advance(100)
+    witness.restart()
+    told = witness.newest(KS)
+    assert told is not None
+    assert parse_cosigned_note(told, LOG.public_key, [witness.key]) == (checkpoint(history, 3), given)  # to the byte
+    assert b"stranger" not in told
+    assert witness.record(KS) == before
+    with pytest.raises(Refused, match="witness-log-unknown"):
+        witness.newest(bytes(32))
+    for _ in range(WITNESS_REPEATS_PER_S - 1):
+        witness.newest(KS)
+    with pytest.raises(Unavailable, match="rate-limited"):
+        witness.newest(KS)
 
 
 def test_repeats_are_limited_and_growth_is_not(witness: LocalWitness, clock: FakeClock) -> None:
