@@ -18,7 +18,13 @@ from cloister.testing.kubernetes.kubelet import Kubelet
 from cloister.testing.kubernetes.server import Fault, leave
 
 OPERATIONS = 60
-VERBS = (("patch", "deployments/scale"), ("patch", "pods"), ("delete", "pods"), ("list", "pods"), ("watch", "pods"))
+VERBS = {
+    "kubernetes": (
+        *(("patch", "deployments/scale"), ("patch", "pods")),
+        *((verb, "pods") for verb in ("delete", "list", "watch")),
+    ),
+    "knative": tuple((verb, "services") for verb in ("create", "delete", "list", "watch")),
+}
 FAULTS: tuple[dict[str, Any], ...] = (
     {"cut": True},
     {"cut": True, "late": True},
@@ -80,10 +86,16 @@ class Books:
                     self.wanted.discard(name)
 
 
-async def disturb(bench: Bench, d: Driver, books: Books, rng: np.random.Generator) -> None:
+def objects(bench: Bench, kind: str) -> list[dict[str, Any]]:
+    """What an instance is: its pod, or its Service."""
+    return [one["metadata"] for one in bench.cluster.store.all_of("pods" if kind == "kubernetes" else "services")]
+
+
+async def disturb(bench: Bench, d: Driver, books: Books, rng: np.random.Generator, kind: str) -> None:
     """One thing happens."""
     cluster = bench.cluster
     there = [pod["metadata"]["name"] for pod in cluster.pods() if "deletionTimestamp" not in pod["metadata"]]
+    taken = [meta["name"] for meta in objects(bench, kind) if "deletionTimestamp" not in meta]
     match int(rng.integers(10)):
         case 0 | 1 | 2 | 3:
             books.count += 1
@@ -99,9 +111,9 @@ async def disturb(bench: Bench, d: Driver, books: Books, rng: np.random.Generato
             if there:
                 cluster.kubelet.dead.add(there[int(rng.integers(len(there)))])  # type: ignore[attr-defined]
         case 7:
-            if there:
-                name = there[int(rng.integers(len(there)))]
-                cluster.store.change("pods", name, lambda pod: leave(pod, 30, cluster.store.now()))
+            if taken:
+                name, plural = taken[int(rng.integers(len(taken)))], "pods" if kind == "kubernetes" else "services"
+                cluster.store.change(plural, name, lambda one: leave(one, 30, cluster.store.now()))
                 if rng.random() < 0.5:
                     cluster.api.lose(cluster.store.version)
         case 8:
@@ -111,7 +123,7 @@ async def disturb(bench: Bench, d: Driver, books: Books, rng: np.random.Generato
             await asyncio.sleep(float(rng.random()) * 0.3)
             await cluster.api.up()
         case _:
-            verb, resource = VERBS[int(rng.integers(len(VERBS)))]
+            verb, resource = VERBS[kind][int(rng.integers(len(VERBS[kind])))]
             fault = FAULTS[int(rng.integers(len(FAULTS)))]
             if verb == "watch" and "late" in fault:
                 return
@@ -119,20 +131,23 @@ async def disturb(bench: Bench, d: Driver, books: Books, rng: np.random.Generato
     await asyncio.sleep(float(rng.random()) * 0.08)
 
 
-def settled(bench: Bench, books: Books) -> bool:
-    pods = [pod["metadata"] for pod in bench.cluster.pods()]
-    labels = sorted((meta.get("labels") or {}).get(INSTANCE, "") for meta in pods)
+def settled(bench: Bench, books: Books, kind: str) -> bool:
+    found = objects(bench, kind)
+    labels = sorted((meta.get("labels") or {}).get(INSTANCE, "") for meta in found)
     return (
         books.wanted == books.ready - books.gone
         and labels == sorted(books.wanted)
-        and bench.cluster.replicas("d") == len(books.wanted)
-        and not any("deletionTimestamp" in meta for meta in pods)
+        and bench.cluster.replicas("d") == (len(books.wanted) if kind == "kubernetes" else 0)
+        and not any("deletionTimestamp" in meta for meta in found)
     )
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [*(("kubernetes", seed) for seed in (0, 1, 2, 3, 14, 22)), *(("knative", seed) for seed in range(3))],
+)
 def test_whatever_happens_the_end_is_what_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, seed: int
 ) -> None:
     monkeypatch.setattr(clusters, "Kubelet", Promptly)
     monkeypatch.setattr(driver, "SPARE_S", 0.3)
@@ -141,27 +156,29 @@ def test_whatever_happens_the_end_is_what_was_asked_for(
 
     async def body(bench: Bench) -> None:
         rng = np.random.default_rng(seed)
-        d = await bench.open(poll_s=1.0, stop_grace_s=1.0)
+        if kind == "kubernetes":
+            d = await bench.open(poll_s=1.0, stop_grace_s=1.0)
+        else:
+            d = await bench.open_knative("k", stop_grace_s=1.0, start_timeout_s=5.0)
         books = Books()
         listening = asyncio.ensure_future(books.listen(d))
         for _ in range(OPERATIONS):
-            await disturb(bench, d, books, rng)
+            await disturb(bench, d, books, rng, kind)
             assert not listening.done(), listening.exception()
         for fault in bench.cluster.api.faults:
             fault.times = 0
         try:
-            await bench.until(lambda: listening.done() or settled(bench, books), 40)
+            await bench.until(lambda: listening.done() or settled(bench, books, kind), 40)
         except TimeoutError:
-            pods = [
-                (p["metadata"]["name"], p["metadata"].get("labels", {}).get(INSTANCE)) for p in bench.cluster.pods()
-            ]
-            raise AssertionError((books.wanted, books.ready - books.gone, pods, bench.cluster.replicas("d"))) from None
+            found = [(meta["name"], (meta.get("labels") or {}).get(INSTANCE)) for meta in objects(bench, kind)]
+            told = books.wanted, books.ready - books.gone, found, bench.cluster.replicas("d")
+            raise AssertionError(told) from None
         assert not listening.done(), listening.exception()
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
         assert {there.instance for there in await d.platform.running()} == books.wanted
         await d.platform.stop_all()
-        assert not bench.cluster.pods()
+        assert not objects(bench, kind)
         assert bench.cluster.replicas("d") == 0
         assert not [event for event in bench.log.events if event[0] == "internal-error"]
 

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from cloister.base.errors import InvalidInput, Refused, Unavailable
-from cloister.platforms.knative.driver import KnativePlatform
 from cloister.platforms.knative.manifest import read_manifest
 from cloister.platforms.knative.service import Service, make
-from cloister.platforms.knative.settings import KnativeSettings
 from cloister.platforms.kubernetes import api
 from cloister.platforms.kubernetes.rbac import KNATIVE, Rule
 from cloister.platforms.port import Leaving, Ready
@@ -23,19 +21,8 @@ from cloister.testing.kubernetes.cluster import manifest
 from cloister.testing.kubernetes.server import Fault
 
 
-async def opened(
-    bench: Bench, *args: str, name: str = "k", image: str = "example/cloister:1", **settings: Any
-) -> Driver:
-    wanted = KnativeSettings(
-        name,
-        manifest(args, image=image),
-        bench.reach(),
-        **{"start_timeout_s": 20.0, "stop_grace_s": 5.0, **settings},
-    )
-    driver = Driver(KnativePlatform(wanted, bench.log))
-    bench.drivers.append(driver)
-    await driver.platform.open()
-    return driver
+async def opened(bench: Bench, *args: str, name: str = "k", **settings: Any) -> Driver:
+    return await bench.open_knative(name, *args, **settings)
 
 
 def services(bench: Bench) -> list[str]:

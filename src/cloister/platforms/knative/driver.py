@@ -16,15 +16,19 @@ from cloister.platforms.kubernetes.api import KubeApi, Object
 from cloister.platforms.kubernetes.draining import GIVE_UP_S, drained
 from cloister.platforms.kubernetes.mirror import Mirror
 from cloister.platforms.kubernetes.resources import SERVICES
-from cloister.platforms.kubernetes.settler import Settler
+from cloister.platforms.kubernetes.settler import Ended, Settler
 from cloister.platforms.port import Event, Gone, Leaving, Ready, Running
 
+UNSEEN_S: Final = (
+    1.0  # a Service that was deleted before a watch told of it is asked for again, for none tells of its end
+)
 DELETED: Final = "somebody deleted its Service"
 
 
 @dataclass(slots=True)
 class _Place:
-    """An instance. ``made`` once its Service is there; ``doomed`` once that has to go.
+    """An instance. ``made`` once its Service is there; ``doomed`` once that has to go, and ``asked_at`` when
+    the API last agreed to that.
 
     ``stopping`` from when it takes no more requests; ``reason`` for that, where it was not this gateway's own.
     """
@@ -38,6 +42,7 @@ class _Place:
     ready: bool = False
     stopping: bool = False
     doomed: bool = False
+    asked_at: float | None = None
     why: str = "its Service is not made yet"
     leave_by: float = 0.0
     reason: str = ""
@@ -55,6 +60,7 @@ class KnativePlatform:
         self._mirror: Mirror | None = None
         self._places: dict[str, _Place] = {}
         self._left: dict[str, str] = {}  # uid to name: Services of instances that are none any more
+        self._ended = Ended()
         self._quiet = True  # until open() is through: what was there before is no event
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._settler = Settler(self._settle, self._next_at, log)
@@ -91,6 +97,7 @@ class KnativePlatform:
             return
         place = _Place(instance, group, self._now + self.settings.start_timeout_s)
         self._places[instance] = place
+        self._ended.discard(instance)
         try:
             async with self._settler.lock:
                 await self._make(place)
@@ -157,6 +164,9 @@ class KnativePlatform:
         if place is None:
             if service.leaving:
                 return
+            if service.instance in self._ended:
+                self._left[service.uid] = service.name
+                return
             place = _Place(service.instance, service.group, self._now + self.settings.start_timeout_s)
             self._places[service.instance] = place
         elif place.uid != service.uid and (place.uid or service.leaving):
@@ -187,12 +197,16 @@ class KnativePlatform:
         if not place.uid:
             place.made = False  # what stood in the way is gone
         elif place.uid == service.uid:
-            self._finish(place, "stopped" if place.stopping and not place.reason else f"died: {DELETED}")
+            self._finish(place, place.reason or ("stopped" if place.stopping else f"died: {DELETED}"))
 
     # --- an instance's end ---
 
     def _finish(self, place: _Place, reason: str) -> None:
+        """It is no instance any more, which is told once."""
+        if place.gone.is_set():
+            return
         self._places.pop(place.instance, None)
+        self._ended.add(place.instance)
         place.gone.set()
         self._events.put_nowait(Gone(place.instance, reason))
 
@@ -205,7 +219,7 @@ class KnativePlatform:
 
     def _leave(self, place: _Place) -> None:
         """Somebody else stops it; it finishes what it has."""
-        place.stopping, place.reason = True, DELETED
+        place.stopping, place.reason = True, f"died: {DELETED}"
         place.leave_by = self._now + self.settings.stop_grace_s + GIVE_UP_S
         self._events.put_nowait(Leaving(place.instance, DELETED))
         self._settler.wake()
@@ -222,7 +236,7 @@ class KnativePlatform:
         times = [self._now + self.settings.cluster.poll_s]
         for place in self._places.values():
             if place.stopping:
-                times.append(place.leave_by)
+                times += [place.leave_by, self._ask_at(place)]
             elif not place.ready:
                 times.append(place.deadline)
         return min(times)
@@ -231,9 +245,8 @@ class KnativePlatform:
         for place in tuple(self._places.values()):
             if place.stopping:
                 if self._now >= place.leave_by:
-                    self._finish(
-                        place, f"{place.reason or 'stopped'}, as far as can be told: its Service is still there"
-                    )
+                    told = place.reason or "stopped"
+                    self._lose(place, f"{told}, as far as can be told: its Service is still there")
             elif not place.ready and self._now >= place.deadline:
                 self._lose(place, f"did not start in {self.settings.start_timeout_s:g} s: {place.why}")
 
@@ -243,7 +256,9 @@ class KnativePlatform:
         failed: CloisterError | None = None
         for place in tuple(self._places.values()):
             try:
-                if place.doomed:
+                if place.gone.is_set():
+                    continue  # while the API was asked about another
+                if place.doomed and self._now >= self._ask_at(place):
                     await self._end(place)
                 elif not place.made and not place.stopping:
                     await self._make(place)
@@ -266,9 +281,15 @@ class KnativePlatform:
 
     async def _end(self, place: _Place) -> None:
         there = await self._api.delete(SERVICES, self._name(place.instance), uid=place.uid, foreground=True)
-        place.doomed = False
-        if not there and not place.gone.is_set():
-            self._finish(place, "stopped")
+        place.asked_at = self._now
+        if not there:
+            self._finish(place, place.reason or "stopped")
+
+    def _ask_at(self, place: _Place) -> float:
+        """When the API is to be told that a Service has to go, for the first time or again."""
+        if not place.doomed or place.asked_at is None:
+            return 0.0 if place.doomed else place.leave_by
+        return place.asked_at + (self.settings.cluster.poll_s if place.uid else UNSEEN_S)
 
     def _name(self, instance: str) -> str:
         return f"{self.settings.deployment}-{instance}"

@@ -33,7 +33,7 @@ from cloister.platforms.kubernetes.pods import (
 )
 from cloister.platforms.kubernetes.resources import PODS, SCALE
 from cloister.platforms.kubernetes.settings import KubernetesSettings
-from cloister.platforms.kubernetes.settler import Settler
+from cloister.platforms.kubernetes.settler import Ended, Settler
 from cloister.platforms.port import Event, Gone, Leaving, Ready, Running
 
 SPARE_S: Final = 10.0  # a pod that somebody deletes is replaced by the cluster; the replacement waits so long for a use
@@ -86,6 +86,7 @@ class KubernetesPlatform:
         self._places: dict[str, _Place] = {}
         self._pods: dict[str, Pod] = {}
         self._doomed: dict[str, _Doom] = {}  # by uid
+        self._ended = Ended()
         self._spare: list[float] = []  # until when pods are kept that replace what somebody else took away
         self._replicas = 0
         self._read_at = 0.0
@@ -127,6 +128,7 @@ class KubernetesPlatform:
         if instance in self._places:
             return
         self._places[instance] = _Place(instance, group, self._now + self.settings.start_timeout_s)
+        self._ended.discard(instance)
         if self._spare:
             self._spare.pop()
         try:
@@ -237,7 +239,7 @@ class KubernetesPlatform:
         """A pod that says which instance it is, and is not known as that: an earlier gateway's, or one whose label was
         written although nobody heard of it."""
         place = self._places.get(pod.instance)
-        if pod.leaving_s is not None or pod.ended:
+        if pod.leaving_s is not None or pod.ended or pod.instance in self._ended:
             self._doom(pod.uid, pod.name)
             return None
         if place is None:
@@ -288,8 +290,11 @@ class KubernetesPlatform:
         self._settler.wake()
 
     def _finish(self, place: _Place, reason: str) -> None:
-        """It is no instance any more."""
+        """It is no instance any more, which is told once."""
+        if place.gone.is_set():
+            return
         self._places.pop(place.instance, None)
+        self._ended.add(place.instance)
         place.gone.set()
         self._events.put_nowait(Gone(place.instance, reason))
         self._settler.wake()
@@ -390,10 +395,10 @@ class KubernetesPlatform:
         ]
         free.sort(key=lambda pod: (pod.ready, not pod.ended))  # taken from the end
         for place in tuple(self._places.values()):
-            if not place.uid and free:
+            if not place.uid and free and not place.gone.is_set():
                 pod = free.pop()
                 place.uid, place.pod = pod.uid, pod.name
-            if place.uid and not place.labelled and not place.stopping:
+            if place.uid and not (place.labelled or place.stopping or place.gone.is_set()):
                 await self._label(place)
 
     async def _label(self, place: _Place) -> None:
@@ -412,7 +417,7 @@ class KubernetesPlatform:
                 self._unbind(place)
             self._log.event("instance-not-bound", level="warning", instance=place.instance, code=error.code)
             return
-        if place.uid != uid:
+        if place.uid != uid or place.gone.is_set():  # it ended while the API was asked
             return
         place.labelled = True
         pod = self._pods.get(place.pod)

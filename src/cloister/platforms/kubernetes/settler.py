@@ -14,6 +14,27 @@ from cloister.platforms.kubernetes.mirror import FIRST_WAIT_S, LAST_WAIT_S
 
 NEWS_WAIT_S: Final = 1.0  # after a failure, for a round that something new asks for
 LEAST_WAIT_S: Final = 0.01
+MAX_ENDED: Final = 10_000  # what turns up late does so within minutes
+
+
+class Ended:
+    """Instances that are over: what turns up in their name after all is not taken for one that nobody knows."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+
+    def add(self, instance: str) -> None:
+        """It is over."""
+        self._names[instance] = None
+        if len(self._names) > MAX_ENDED:
+            del self._names[next(iter(self._names))]
+
+    def discard(self, instance: str) -> None:
+        """It begins again."""
+        self._names.pop(instance, None)
+
+    def __contains__(self, instance: str) -> bool:
+        return instance in self._names
 
 
 class Settler:

@@ -9,11 +9,13 @@ from typing import Any
 
 from cloister.adapters.http.answer import Answer
 from cloister.adapters.http.client import AsyncHttpClient
+from cloister.platforms.knative.driver import KnativePlatform
+from cloister.platforms.knative.settings import KnativeSettings
 from cloister.platforms.kubernetes.driver import KubernetesPlatform
 from cloister.platforms.kubernetes.settings import Cluster, KubernetesSettings
 from cloister.platforms.port import Event, Gone, Ready
 from cloister.testing.gateway import MODEL
-from cloister.testing.kubernetes.cluster import PORT, FakeKubernetes
+from cloister.testing.kubernetes.cluster import IMAGE, PORT, FakeKubernetes, manifest
 from cloister.testing.logs import MemoryLog
 
 INFER = f"/v1/models/{MODEL}/infer"
@@ -95,6 +97,15 @@ class Bench:
             settings["cluster"] = self.reach(poll_s)
         wanted = KubernetesSettings(deployment, **{**defaults, **settings})
         driver = Driver(KubernetesPlatform(wanted, self.log))
+        self.drivers.append(driver)
+        await driver.platform.open()
+        return driver
+
+    async def open_knative(self, name: str, *args: str, image: str = IMAGE, **settings: Any) -> Driver:
+        """One more driver of Knative's, open. ``args`` are the container's."""
+        defaults = {"start_timeout_s": 20.0, "stop_grace_s": 5.0}
+        wanted = KnativeSettings(name, manifest(args, image=image), self.reach(), **{**defaults, **settings})
+        driver = Driver(KnativePlatform(wanted, self.log))
         self.drivers.append(driver)
         await driver.platform.open()
         return driver
