@@ -1,6 +1,6 @@
 """A cold start by stage, in a container beside the local platform.
 
-    make image && python -P benchmarks/containers.py [--models breast-cancer mobilenet-v1] [--rounds 7] [--json]
+    make image && python benchmarks/containers.py [--models breast-cancer mobilenet-v1] [--rounds 7] [--json]
 
 Both start the same runtime with the same options for the same user; one as the local platform's child process, one as a
 container of the image on a private network, as deploy/compose and the tests run it. Each round starts one of each,
