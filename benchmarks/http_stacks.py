@@ -1,10 +1,10 @@
 """The HTTP stack: 602 KB in, AES-256-GCM open, seal, 4 KB out; beside what it could have been. Figures: ADR 0003.
 
-    python benchmarks/http_stacks.py stacks     servers side by side, 1 and 8 clients, in another process on the other core
-    python benchmarks/http_stacks.py clients    AsyncHttpClient, HttpClient, httpx, http.client against our server
-    python benchmarks/http_stacks.py forward    what a hop through ``forward`` adds
-    python benchmarks/http_stacks.py handoff    Workers against run_in_executor, empty call
-    python benchmarks/http_stacks.py heads      httptools against a thin hand-written head parser
+    python benchmarks/http_stacks.py stacks  servers side by side, 1 and 8 clients, in another process on the other core
+    python benchmarks/http_stacks.py clients  AsyncHttpClient, HttpClient, httpx, http.client against our server
+    python benchmarks/http_stacks.py forward  what a hop through ``forward`` adds
+    python benchmarks/http_stacks.py handoff  Workers against run_in_executor, empty call
+    python benchmarks/http_stacks.py heads  httptools against a thin hand-written head parser
 
 Contestants are interleaved, warmed up, and reported as medians over the rounds with their lowest and highest. On a busy
 machine look at ``cpu us``: processor time of the server for one request, kernel included. uvicorn takes
