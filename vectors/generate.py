@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cbor2
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from formats import (
     Case,
@@ -362,6 +363,74 @@ def vectors_witness(_old: Any) -> list[Case]:
     ]
 
 
+def vectors_replicas(old: Any) -> list[Case]:
+    """13.15 and 13.17: the root secret for one that joins, and an exchange between replicas."""
+    root, joiner = fixed("root secret"), Recipient("joiner")
+    log_seed = kdf("log-key", root)
+    log = Ed25519PrivateKey.from_private_bytes(log_seed).public_key().public_bytes_raw()
+    ks = h("keyservice-id", log)
+    challenge, configuration, bundle = (
+        fixed("challenge", 56),
+        cbor({"replicas": 3, "role": "keyservice"}),
+        fixed("bundle"),
+    )
+    configured = h("configuration", configuration)
+    bound = h512("keyservice-handover-evidence", ks, joiner.public, challenge, configured, bundle)
+    sealed = joiner.seal(root, "keyservice-handover", (bound,), kept(old, "hand-over"))
+    common: Case = {
+        "kind": "hand-over",
+        "private": joiner.private,
+        "ks": ks,
+        "challenge": challenge,
+        "configuration": configuration,
+        "bundle": bundle,
+        "sealed": sealed,
+    }
+
+    key, nonce, answer_nonce = kdf("keyservice-replication-key", root), fixed("request nonce"), fixed("answer nonce")
+
+    def box(derived: bytes, first: bytes, content: Case) -> bytes:
+        return first + AESGCM(derived).encrypt(bytes(12), cbor(content), b"")
+
+    def answered(request: bytes, content: Case) -> bytes:
+        derived = kdf("keyservice-replica-reply", key, answer_nonce, hashlib.sha256(request).digest())
+        return box(derived, answer_nonce, content)
+
+    pull = {
+        "kind": "pull",
+        "replica": fixed("replica", 16),
+        "term": fixed("term", 16),
+        "size": 7,
+        "link": fixed("link"),
+        "wait_ms": 1000,
+    }
+    standing = {
+        "replica": fixed("leader", 16),
+        "term": fixed("term", 16),
+        "able": True,
+        "confirming": True,
+        "size": 8,
+        "head": {},
+    }
+    asking = kdf("keyservice-replica-request", key, nonce)
+    request = box(asking, nonce, pull)
+    rows = answered(request, {"standing": standing, "same": True, "rows": [[b"record", b""]]})
+    exchange: Case = {"kind": "exchange", "root": root, "request": request}
+    late = box(asking, nonce, pull | {"wait_ms": 1001})
+    return [
+        case("hand-over", "ok", report_data=bound, root=root, **common),
+        case("hand-over of another keyservice", "hpke-open", **(common | {"ks": fixed("other")})),
+        case("hand-over for another challenge", "hpke-open", **(common | {"challenge": fixed("other", 56)})),
+        case("hand-over flipped", "hpke-open", **(common | {"sealed": flip(sealed)})),
+        case("pull and rows", "ok", answer=rows, size=7, record=b"record", **exchange),
+        case("pull flipped", "box-open", answer=rows, **(exchange | {"request": flip(request)})),
+        case("rows flipped", "box-open", answer=flip(rows), **exchange),
+        case("rows of another question", "box-open", answer=answered(b"other", {"same": True}), **exchange),
+        case("the question sent back", "box-open", answer=request, **exchange),
+        case("a wait beyond a second", "field-range", answer=rows, **(exchange | {"request": late})),
+    ]
+
+
 FILES: dict[str, Callable[[Any], list[Case]]] = {
     "cbor": vectors_cbor,
     "primitives": vectors_primitives,
@@ -370,6 +439,7 @@ FILES: dict[str, Callable[[Any], list[Case]]] = {
     "envelope": vectors_envelope,
     "model": vectors_model,
     "witness": vectors_witness,
+    "replicas": vectors_replicas,
 }
 
 

@@ -171,3 +171,36 @@ def test_all_replicas_killed_at_once_go_on_where_they_were(replicas: ReplicaProc
     text = bytes(replicas.http.request("GET", replicas.replicas[replicas.leader()].address, "/metrics").body).decode()
     assert "cloister_keyservice_replica_leads 1" in text
     owner.close()
+
+
+def test_the_command_joins_the_keyservice_that_is_named_and_no_other(replicas: ReplicaProcesses) -> None:
+    """And tells an operator why not, without a word of the secret."""
+    folder = replicas.folder / "another"
+    giver = replicas.replicas[replicas.leader()]
+
+    def joined(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "cloister", "keyservice", "join", "--json", "--from", giver.address]
+        command += ["--simulation-key", str(replicas.replicas[1].folder / "platform.key")]
+        command += ["--bundle", str(replicas.bundle), "--state", str(folder), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert replicas.root.secret.reveal().hex() not in done.stdout + done.stderr
+        return done.returncode, done.stdout or done.stderr
+
+    right = ("--configuration", str(replicas.configuration))
+    status, said = joined(*right, "--keyservice", "00" * 32)
+    assert (status != 0, "keyservice-other" in said) == (True, True), said
+    assert not (folder / "root.sealed").exists()
+    other = replicas.folder / "other.toml"
+    other.write_text(replicas.configuration.read_text().replace("replicas = 3", "replicas = 2"))
+    status, said = joined("--configuration", str(other))
+    assert (status != 0, "configuration" in said) == (True, True), said
+    other.write_text(replicas.configuration.read_text().replace("replicas = 3", "replicas = 0"))
+    status, said = joined("--configuration", str(other))
+    assert (status != 0, "replicas-none" in said) == (True, True), said
+    status, said = joined(*right, "--keyservice", replicas.root.id.hex())
+    assert (status, json.loads(said)["keyservice"]) == (0, replicas.root.id.hex())
+    assert (folder / "root.sealed").exists()
+    status, said = joined(*right)
+    assert (status != 0, "state-exists" in said) == (True, True), said
+    assert '"event":"handed-over"' in giver.log
+    assert '"event":"hand-over-refused"' not in giver.log  # whoever is configured otherwise finds out by itself

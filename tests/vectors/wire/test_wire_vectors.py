@@ -15,8 +15,10 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context, derive, digest, report_data
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
+from cloister.keyservice.root import root_of
+from cloister.log import replication
 from cloister.log.witness import Witnessed, judge
-from cloister.wire import bhttp, calls, cbor, envelope, manifest, padding, statements
+from cloister.wire import bhttp, calls, cbor, envelope, handover, manifest, padding, statements
 from cloister.wire.checkpoint import AddCheckpoint, SignedNote, cosignature_line, parse_cosignatures
 
 VECTORS = Path(__file__).parents[3] / "vectors"
@@ -141,6 +143,31 @@ def test_model(case: Case) -> None:
         description = manifest.Description.decode(bytes(out))
         assert (description.sizes, description.package) == ({"graph.onnx": 7}, b"index")
         assert description.encode() == bytes(out)
+
+
+@pytest.mark.parametrize("case", cases("replicas"))
+def test_replicas(case: Case) -> None:
+    with Expect(case):
+        if case["kind"] == "hand-over":
+            key = HpkePrivateKey.from_secret(SecretBytes(raw(case, "private")))
+            evidence = calls.WireEvidence("", b"", {})
+            asked = handover.HandoverRequest(
+                key.public_key, raw(case, "challenge"), raw(case, "configuration"), raw(case, "bundle"), evidence
+            )
+            secret = handover.open_root_secret({"sealed": raw(case, "sealed")}, asked, raw(case, "ks"), key)
+            assert secret.reveal() == raw(case, "root")
+            assert asked.report_data(raw(case, "ks")) == raw(case, "report_data")
+            assert root_of(secret).id == raw(case, "ks")
+        else:
+            replication_key = root_of(SecretBytes(raw(case, "root"))).replication_key
+            fields = replication.open_request(replication_key, raw(case, "request"))
+            assert fields.text("kind", limit=16) == replication.PULL
+            pull = replication.Pull.read(fields)
+            answer = replication.open_answer(replication_key, raw(case, "request"), raw(case, "answer"))
+            rows = replication.Rows.read(answer)
+            assert (pull.size, rows.rows) == (case["size"], ((raw(case, "record"), b""),))
+            assert rows.standing.leads
+            assert rows.standing.term == pull.term
 
 
 @pytest.mark.parametrize("case", cases("witness"))
