@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shutil import get_terminal_size
 
 from cloister.base.errors import InvalidInput
 from cloister.cli.output import Output
@@ -72,10 +73,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     record = world.run(arrivals)
     result = summarise(record)
     title = f"{args.policy}, {args.balancer}, {args.scaler} on {args.workload.name}"
-    out.result(result.as_json(), table([(args.policy, result)]))
+    out.result(result.as_json(), table([(args.policy, result)], width=get_terminal_size((120, 24)).columns))
     try:
         if args.plots is not None:
-            for path in save_plots(record, args.plots, title):
+            for path in save_plots(record, args.plots, args.policy):
                 out.line(f"plot: {path}")
         if args.report is not None:
             args.report.write_text(html_report(record, result, title, profile.origin), encoding="utf-8")

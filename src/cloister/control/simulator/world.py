@@ -35,7 +35,7 @@ DRAWS = 65536
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The fleet at one tick."""
+    """The fleet at a tick, or when an instance was started or stopped."""
 
     at: float
     instances: int
@@ -172,6 +172,7 @@ class World:
             env.step()
         for name, since in self._launched.items():
             self._bill(name, since, max(record.ended_at, since))
+        self._sample()
         return record
 
     def _expire(self, request: Request) -> None:
@@ -214,6 +215,7 @@ class World:
         start_s = max((model.start_s for model in named), default=0.0) * self._starts.at(self.record.launches)
         name = command.instance
         self._at(now + start_s, lambda: self._carry_out(self._dispatcher.ready(self._env.now, name, host)))
+        self._sample()
 
     def _halt(self, instance: str) -> None:
         self._bill(instance, self._launched.pop(instance), self._env.now)
@@ -221,6 +223,7 @@ class World:
         self._host_instances[self._host_of.pop(instance)] -= 1
         for key in [key for key in self._loading if key[0] == instance]:
             del self._loading[key]
+        self._sample()
 
     def _bill(self, _instance: str, since: float, until: float) -> None:
         self.record.gb_seconds += (until - since) * self._profile.memory_mb / 1024
