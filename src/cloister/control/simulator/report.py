@@ -153,7 +153,7 @@ def shares(runs: Sequence[tuple[str, Record]]) -> Any:
         left_edge += part
     for number, (_, record) in enumerate(runs):
         counts = ", ".join(f"{count:,} {path.value}" for path, count in record.paths.items())
-        left.annotate(counts, (2, number), va="center", fontsize=8, color="white", fontweight="bold")
+        left.annotate(counts, (2, number), va="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none"})
     left.set(xlabel="share of requests, %", title="Cold, warm, hot", xlim=(0, 100))
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     bars = right.barh(names, [record.gb_seconds for _, record in runs], color="#228833")
