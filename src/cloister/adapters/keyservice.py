@@ -61,12 +61,14 @@ class Transport(Protocol):
 class HttpTransport:
     """:class:`Transport` over HTTP.
 
-    :param origin: ``http://host:port``, ``https://host`` or ``unix:/path``.
+    :param origin: ``http://host:port``, ``https://host`` or ``unix:/path``; of several replicas all, separated by
+        commas: the next one is asked when one cannot be reached, or knows of none that leads.
     """
 
     def __init__(self, client: HttpClient, origin: str) -> None:
         self._client = client
-        self._origin = origin
+        self._origins = [item.strip() for item in origin.split(",")]
+        self._at = 0
 
     def get(self, path: str, *, limit: int) -> bytes:
         """See the port."""
@@ -77,18 +79,28 @@ class HttpTransport:
         return self._exchange("POST", path, body, limit)
 
     def _exchange(self, method: str, path: str, body: bytes, limit: int) -> bytes:
-        try:
-            answer = self._client.request(method, self._origin, path, content=body, max_answer=limit)
-        except Unavailable as error:
-            raise Unavailable(
-                "keyservice-unreachable",
-                f"the KeyService at {self._origin} cannot be reached: {error.message}",
-                retry_after=error.retry_after or 1.0,
-                hint="Is it running, and is the address right?",
-            ) from error
-        if answer.status != 200:
-            raise from_response(answer.status, answer.headers, answer.body)
-        return bytes(answer.body)
+        for left in reversed(range(len(self._origins))):
+            at = self._at
+            origin = self._origins[at]
+            try:
+                answer = self._client.request(method, origin, path, content=body, max_answer=limit)
+            except Unavailable as error:
+                self._at = (at + 1) % len(self._origins)
+                if left and (method == "GET" or error.code == "connect-failed"):  # nothing was sent
+                    continue
+                raise Unavailable(
+                    "keyservice-unreachable",
+                    f"the KeyService at {origin} cannot be reached: {error.message}",
+                    retry_after=error.retry_after or 1.0,
+                    hint="Is it running, and is the address right?",
+                ) from error
+            if answer.status == 200:
+                return bytes(answer.body)
+            refusal = from_response(answer.status, answer.headers, answer.body)
+            if refusal.code in ("keyservice-no-leader", "keyservice-leader-away", "keyservice-closing"):
+                self._at = (at + 1) % len(self._origins)
+            raise refusal
+        raise AssertionError
 
 
 class HeadMemory(Protocol):

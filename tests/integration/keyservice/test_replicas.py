@@ -48,10 +48,11 @@ def person(replicas: ReplicaProcesses, name: str, number: int) -> Client:
     return client
 
 
-def runtime(replicas: ReplicaProcesses, client: HttpClient, number: int) -> RuntimeSession:
+def runtime(replicas: ReplicaProcesses, client: HttpClient, *numbers: int) -> RuntimeSession:
+    """It knows the addresses of these, in this order."""
     bundle = open_bundle(replicas.bundle.read_bytes(), replicas.bundle_key.public_key, 1, replicas.clock.now())
     link = KeyServiceLink(
-        HttpTransport(client, replicas.replicas[number].address),
+        HttpTransport(client, ",".join(replicas.replicas[number].address for number in numbers)),
         bundle=lambda: bundle,
         collateral=NoCollateral(),
         clock=replicas.clock,
@@ -117,7 +118,7 @@ def test_kill_9_of_the_one_that_leads_loses_no_statement_and_no_request(replicas
     owner.account.say(consent, (REQUEST,))
     request = ReleaseRequest(model.owner, model, REQUEST_KEY, key_commitment(REQUEST))
     client = HttpClient(replicas.clock)
-    session = runtime(replicas, client, follower)
+    session = runtime(replicas, client, leader, follower)
     assert session.release(request, Timings()).key == REQUEST
 
     said: list[int] = []
