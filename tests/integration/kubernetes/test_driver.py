@@ -481,6 +481,26 @@ def test_exactly_the_one_that_is_stopped_goes_while_others_start(tmp_path: Path)
     run(tmp_path, body)
 
 
+@pytest.mark.parametrize("stopped", ["i-1", "i-2", "i-3"])
+def test_exactly_the_one_that_is_stopped_goes_while_all_are_ready(tmp_path: Path, stopped: str) -> None:
+    """The number alone would take the newest."""
+
+    async def body(bench: Bench) -> None:
+        d = await bench.open()
+        await d.up("i-1")
+        await d.up("i-2")
+        await d.up("i-3")
+        kept = {name: bench.cluster.pod_of(name) for name in {"i-1", "i-2", "i-3"} - {stopped}}
+        await d.platform.stop(stopped)
+        assert await d.gone(stopped) == "stopped"
+        await bench.until(lambda: len(uids(bench)) == 2)
+        assert {name: bench.cluster.pod_of(name) for name in kept} == kept
+        assert bench.cluster.replicas("d") == 2
+        await d.quiet()
+
+    run(tmp_path, body)
+
+
 def test_requests_under_way_end_before_the_pod_is_deleted(tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         d = await bench.open()

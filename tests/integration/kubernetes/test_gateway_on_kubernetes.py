@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cloister.platforms.kubernetes.pods import INSTANCE
 from cloister.platforms.kubernetes.rbac import KNATIVE, KUBERNETES
 from cloister.testing.kubernetes.cloud import KubernetesCloud, real_pods
 from cloister.testing.kubernetes.cluster import FakeKubernetes
+from cloister.testing.kubernetes.server import leave
 from cloister.testing.models.small import sum_difference
 from cloister.testing.openwhisk_cloud import Beside
 
@@ -90,6 +92,22 @@ def test_a_killed_process_loses_no_request(bob: Client, cloud: KubernetesCloud) 
     for pod in cloud.cluster.store.all_of("pods"):
         cloud.cluster.kubelet.process(pod["metadata"]["name"]).kill()
     check(bob)
+
+
+def test_a_node_that_is_emptied_loses_no_request(bob: Client, cloud: KubernetesCloud, beside: Beside) -> None:
+    """As `kubectl drain` does: every pod is told to go, while requests come."""
+    check(bob)
+
+    def empty() -> None:
+        for pod in cloud.cluster.pods():
+            name = pod["metadata"]["name"]
+            cloud.cluster.store.change("pods", name, lambda one: leave(one, 30, cloud.cluster.store.now()))
+
+    with ThreadPoolExecutor(4) as pool:
+        requests = [pool.submit(check, bob) for _ in range(12)]
+        beside.loop.call_soon_threadsafe(empty)
+        for request in requests:
+            request.result(100)
 
 
 def test_while_the_api_is_away_instances_serve(bob: Client, cloud: KubernetesCloud, beside: Beside) -> None:

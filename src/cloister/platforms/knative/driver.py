@@ -174,8 +174,10 @@ class KnativePlatform:
         place.uid, place.made, place.address = service.uid, True, service.address
         if place.stopping:
             return
-        if service.leaving:
+        if service.leaving and place.ready:
             self._leave(place)
+        elif service.leaving:
+            self._lose(place, f"did not start: {DELETED}")
         elif place.ready:
             return  # whether it answers now is for whoever asks it
         elif service.failed:

@@ -27,6 +27,7 @@ class Controllers:
         self.quota = 1_000
         self.paused = False
         self._store = store
+        self._ports: dict[str, int] = {}  # of Services, by uid: their addresses stay while pods come and go
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def close(self) -> None:
@@ -57,7 +58,9 @@ class Controllers:
         for _ in range(wanted - len(active)):
             if len(self._store.all_of("pods")) < self.quota:
                 self._make(f"{name}-7d9c5b8f6-{_suffix()}", deployment, deployment["spec"]["template"])
-        for pod in sorted(active, key=rank)[: max(0, len(active) - wanted)]:
+        for pod in sorted(active, key=lambda pod: rank(pod, self._store.born[pod["metadata"]["uid"]]))[
+            : max(0, len(active) - wanted)
+        ]:
             _go(self._store, pod)
         self._store.change("deployments", name, lambda one: one.setdefault("status", {}).update(replicas=len(active)))
 
@@ -94,7 +97,8 @@ class Controllers:
                 self._store.remove("services", name)
             return
         if not pods:
-            self._make(f"{name}-00001-deployment-{_suffix()}", service, _template(name, service))
+            port = self._ports.setdefault(meta["uid"], _free_port())
+            self._make(f"{name}-00001-deployment-{_suffix()}", service, _template(name, service, port))
             return
         status = _service_status(self._store.namespace, service, pods[0])
         self._store.change("services", name, lambda one: one.update(status=status))
@@ -109,14 +113,13 @@ class Controllers:
                 _go(self._store, pod)
 
 
-def rank(pod: Object) -> tuple[Any, ...]:
-    """Which goes first when there are too many: controller_utils.go, ActivePodsWithRanks."""
+def rank(pod: Object, born: int) -> tuple[Any, ...]:
+    """Which goes first when there are too many: controller_utils.go, ActivePodsWithRanks; of equals the youngest."""
     status = pod.get("status", {})
     phase = {"Pending": 0, "Unknown": 1}.get(status.get("phase", ""), 2)
     cost = int((pod["metadata"].get("annotations") or {}).get(COST, "0"))
     restarts = sum(one.get("restartCount", 0) for one in status.get("containerStatuses", ()))
-    created = int(pod["metadata"]["resourceVersion"])
-    return ("nodeName" in pod["spec"], phase, _ready(pod), cost, -restarts, -created)
+    return ("nodeName" in pod["spec"], phase, _ready(pod), cost, -restarts, -born)
 
 
 def _ready(pod: Object) -> bool:
@@ -138,14 +141,17 @@ def _suffix() -> str:
     return "".join(secrets.choice("bcdfghjklmnpqrstvwxz2456789") for _ in range(5))
 
 
-def _template(name: str, service: Object) -> Object:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _template(name: str, service: Object, port: int) -> Object:
     """The pod of a revision. The port it is told is one that is free here: it listens on all addresses."""
     template: Object = copy.deepcopy(service["spec"]["template"])
     labels = template.setdefault("metadata", {}).setdefault("labels", {})
     labels.update({KNATIVE_SERVICE: name})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     container = template["spec"]["containers"][0]
     container.setdefault("name", "user-container")
     container["env"] = [*container.get("env", ()), {"name": "PORT", "value": str(port)}]

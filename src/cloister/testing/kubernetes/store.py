@@ -47,6 +47,7 @@ class Change:
 class Store:
     """See the module. Everything in it belongs to one event loop; what it gives out are copies.
 
+    :ivar born: by uid, the version that an object began with.
     :ivar version: of the newest change. :ivar oldest: changes up to here are forgotten.
     :ivar moved: set at the next change; then there is another one.
     """
@@ -55,6 +56,7 @@ class Store:
         self.namespace = namespace
         self.version = 1000
         self.oldest = 0
+        self.born: dict[str, int] = {}
         self.history: list[Change] = []
         self.listeners: list[Callable[[Change], None]] = []
         self._objects: dict[str, dict[str, Object]] = {}
@@ -84,6 +86,7 @@ class Store:
         )
         self._objects.setdefault(plural, {})[name] = one
         self._record(plural, None, one)
+        self.born[meta["uid"]] = self.version
         return copy.deepcopy(one)
 
     def change(self, plural: str, name: str, edit: Callable[[Object], None]) -> Object:
