@@ -18,6 +18,7 @@ STAGES = Stages(200, 300, 100, 10, 50, 20, 40, 1, 80, 1)
 MODELS = [
     Model("a-small", "ann", 100, STAGES, frozenset({"bob"})),
     Model("a-large", "ann", 300, STAGES),
+    Model("a-other", "ann", 200, STAGES),  # too large beside a-large: memory keeps them apart
     Model("b-small", "bob", 100, STAGES, frozenset({"*"})),
     Model("c-alone", "cid", 150, STAGES),
 ]
