@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,18 @@ def test_what_cannot_be_opened_says_why(
     run(tmp_path, body)
 
 
+def test_without_the_client_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes.aio", None)
+
+    async def body(bench: Bench) -> None:
+        with pytest.raises(InvalidInput) as caught:
+            await bench.open()
+        assert caught.value.code == "kubernetes-missing"
+        assert "cloister[kubernetes]" in str(caught.value)
+
+    run(tmp_path, body)
+
+
 def test_lists_come_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "PAGE", 2)
 
@@ -350,6 +363,7 @@ def test_replicas_that_somebody_changed_are_put_back(tmp_path: Path) -> None:
         await bench.until(lambda: len(uids(bench)) == 1)
         assert bench.cluster.pod_of("i-1") in uids(bench)
         await d.quiet()
+        assert bench.logged("platform-contended") == 1
 
     run(tmp_path, body)
 

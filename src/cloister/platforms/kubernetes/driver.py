@@ -361,9 +361,18 @@ class KubernetesPlatform:
             raise failed
 
     async def _look(self) -> None:
-        """Somebody else may have scaled the Deployment."""
+        """Somebody else may have scaled the Deployment: a person once, an autoscaler or another gateway every time."""
         if self._now - self._read_at >= self.settings.cluster.poll_s:
+            wanted = self._replicas
             await self._read_scale()
+            if self._replicas != wanted:
+                self._log.event(
+                    "platform-contended",
+                    level="warning",
+                    count=self._replicas,
+                    limit=wanted,
+                    hint=f"Nobody but this gateway may set the replicas of {self.settings.deployment}.",
+                )
 
     async def _delete(self) -> None:
         for uid, doom in tuple(self._doomed.items()):
