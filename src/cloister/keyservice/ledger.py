@@ -141,7 +141,7 @@ class Ledger:
     def shown_head(self) -> LogHead:
         """The head for others: the newest confirmed one with its co-signatures, or else the durable one.
 
-        :raises Unavailable: ``keyservice-unconfirmed``: replicas show no head that may yet be replaced (13.20).
+        :raises Unavailable: ``keyservice-unconfirmed``: replicas show no head that may yet be replaced (13.21.1).
         """
         confirmed = self._anchor.confirmed()
         if confirmed is None and self._anchor.tentative:
@@ -271,7 +271,7 @@ class Ledger:
             self._store.close()
         self._tell()
 
-    # --- as one of several replicas (clauses 13.16 to 13.20) ---
+    # --- as one of several replicas (clauses 13.16 to 13.21) ---
 
     def lead(self) -> None:
         """Write from now on.

@@ -1,4 +1,4 @@
-"""How a replica reaches the others, and how whoever asked the wrong one is answered (spec/protocol.md, 13.20)."""
+"""How a replica reaches the others, and how whoever asked the wrong one is answered (spec/protocol.md, 13.21)."""
 
 from __future__ import annotations
 

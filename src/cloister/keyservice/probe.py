@@ -1,4 +1,4 @@
-"""What the witnesses know, asked without showing them anything (spec/protocol.md, 13.8.1 and 13.20).
+"""What the witnesses know, asked without showing them anything (spec/protocol.md, 13.8.1 and 13.20.1).
 
 So a replica finds out before it leads whether its log continues what they co-signed. What it holds beyond may never
 have been confirmed, and a head that it signed and that loses would look like a fork to them.
