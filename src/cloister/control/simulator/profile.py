@@ -216,7 +216,7 @@ def parse_profile(data: bytes) -> Profile:
         _bad("models", "must be an object with at least one model")
     models = {name: _model(name, item) for name, item in top["models"].items()}
     others = top.get("others", [])
-    if not isinstance(others, list) or any(name not in models for name in others):
+    if not isinstance(others, list) or any(not isinstance(name, str) or name not in models for name in others):
         _bad("others", "must be a list of names in `models`")
     runtime_mb = _number(fleet.get("runtime_mb", 0), "fleet.runtime_mb")
     memory_mb = _number(fleet["memory_mb"], "fleet.memory_mb", above=True)
