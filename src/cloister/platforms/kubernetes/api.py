@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -123,8 +123,10 @@ class KubeApi:
                 return found, str(meta.get("resourceVersion", ""))
             query = {**query, "continue": str(meta["continue"])}
 
-    async def watch(self, resource: Resource, selector: str, version: str, seconds: float) -> AsyncIterator[Object]:
-        """Events from ``version`` on, as the API sends them, until it ends the watch after ``seconds``.
+    async def watch(
+        self, resource: Resource, selector: str, version: str, seconds: float
+    ) -> AsyncGenerator[Object, None]:
+        """Events from ``version`` on, as the API sends them, until it ends the watch after ``seconds``. Close it.
 
         :raises Expired: list anew. :raises CloisterError: as :meth:`Told.error`, or the stream was cut or is silent.
         """

@@ -8,6 +8,7 @@ new list, and the difference between the list and what was known is what happene
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -91,24 +92,30 @@ class Mirror:
             await asyncio.sleep(jittered(max(0.0, LEAST_WATCH_S - (loop.time() - began))))
 
     async def _watch(self) -> None:
-        async for event in self._api.watch(self._resource, self._selector, self._version, self._poll_s):
-            self._well()
-            one = event.get("object")
-            if not isinstance(one, dict):
-                raise Unavailable("platform-unavailable", "the Kubernetes API sent an event without an object")
-            match event.get("type"):
-                case "ADDED" | "MODIFIED":
-                    self._keep(one)
-                case "DELETED":
-                    known = self._objects.get(_meta(one).get("name", ""))
-                    if known is not None and _meta(known).get("uid") == _meta(one).get("uid"):
-                        self._objects[_meta(one)["name"]] = one
-                        self._drop(_meta(one)["name"])
-                case _:
-                    pass  # a bookmark, which is only a version
-            version = _meta(one).get("resourceVersion")
-            if isinstance(version, str) and version:
-                self._version = version
+        events = self._api.watch(self._resource, self._selector, self._version, self._poll_s)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                self._well()
+                self._take(event)
+
+    def _take(self, event: Object) -> None:
+        one = event.get("object")
+        if not isinstance(one, dict):
+            raise Unavailable("platform-unavailable", "the Kubernetes API sent an event without an object")
+        meta = _meta(one)
+        match event.get("type"):
+            case "ADDED" | "MODIFIED":
+                self._keep(one)
+            case "DELETED":
+                known = self._objects.get(meta.get("name", ""))
+                if known is not None and _meta(known).get("uid") == meta.get("uid"):
+                    self._objects[meta["name"]] = one
+                    self._drop(meta["name"])
+            case _:
+                pass  # a bookmark, which is only a version
+        version = meta.get("resourceVersion")
+        if isinstance(version, str) and version:
+            self._version = version
 
     async def _rest(self, error: CloisterError, wait: float) -> float:
         """After a failure; returns how long to rest after the next one."""
