@@ -268,6 +268,17 @@ class KeyServiceLink:
                 self._attested = self._attest()
             return self._attested
 
+    def settled(self) -> AttestedKeyService:
+        """As :meth:`attested`; where one of several replicas takes over, this waits for it."""
+        until = self._clock.monotonic() + _TAKE_OVER_S
+        for attempt in count(1):
+            try:
+                return self.attested()
+            except (Unavailable, Tampered) as error:
+                if not self._takes_over(error, until, attempt):
+                    raise
+        raise AssertionError
+
     def forget(self) -> None:
         """Attest again before the next call."""
         with self._lock:

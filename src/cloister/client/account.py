@@ -53,7 +53,7 @@ class Account:
         :raises CloisterError: whatever the KeyService answered. After ``Unavailable`` ``no-answer`` the statement may
             have been applied: say it again, the KeyService applies the later one.
         """
-        description = self.link.attested().description
+        description = self.link.settled().description
         number = sequence or self.keyring.next_sequence(description.keyservice, self.clock.now())
         sent = b""
 

@@ -75,7 +75,7 @@ class SealingKeys:
             {"versions": ANY_VERSION} if consented.manifest_digest is None else {"manifest": consented.manifest_digest}
         )
         answer = self._account.ask("service-key", about)
-        description = self._account.link.attested().description
+        description = self._account.link.settled().description
         active = [item["endorsement"] for item in answer["keys"] if item["phase"] == "active"]
         if not active:
             raise Unavailable("service-key-none", f"the KeyService has no service key for {model.name!r} in force")

@@ -107,7 +107,7 @@ class Usage:
         The caller keeps the new key (``client.identity.replace_key``) once this returned.
         """
         account = self.account
-        keyservice = account.link.attested().description.keyservice
+        keyservice = account.link.settled().description.keyservice
         sequence = account.keyring.next_sequence(keyservice, account.clock.now())
         body = RotateIdentity.prove(new_key, account.identity.id, sequence)
         return account.say(body, signer=signer, sequence=sequence)

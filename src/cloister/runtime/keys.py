@@ -124,7 +124,7 @@ class RuntimeSession:
                 if not self.ready:
                     with timings.stage(Stage.ATTEST):
                         self._open()
-        return self._link.attested().description.keyservice
+        return self._link.settled().description.keyservice
 
     def _open(self) -> None:
         begun = self._clock.monotonic()

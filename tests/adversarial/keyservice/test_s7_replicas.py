@@ -328,6 +328,10 @@ def test_s7_a_caller_waits_for_a_take_over_and_no_longer(world: World, monkeypat
     with pytest.raises(Tampered, match="keyservice-rolled-back"):
         link.call(calls.QUERY, query)
     assert asked == 3
+    asked = 0
+    with pytest.raises(Tampered, match="keyservice-rolled-back"):
+        link.settled()
+    assert asked == 3
     heads.remember(leader.id, replace(seen, root=bytes(32)))  # of the same size with another root: no waiting
     asked = 0
     with pytest.raises(Tampered, match="keyservice-forked"):
