@@ -146,7 +146,7 @@ class Cluster:
                     continue
         self.clock.advance(seconds)
 
-    def until(self, good: Callable[[], bool], rounds: int = 400) -> None:
+    def until(self, good: Callable[[], bool], rounds: int = 800) -> None:
         """Let all go on until it is so.
 
         :raises AssertionError: it never was.
