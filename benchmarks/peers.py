@@ -4,9 +4,11 @@
 
 Servers are installed by uv into environments of their own under `.venv-peers`, pinned in PEERS. Each serves MobileNetV1
 from the same ONNX file with one engine thread an inference, and takes 602,112 bytes of tensor by its cheapest binary
-path. In a round each contestant answers one client, then many; rounds are interleaved, medians of rounds and of
-per-round ratios to the raw engine are reported. The client reads and writes bare sockets and does nothing else;
-Cloister's requests are sealed before the clock starts, as the peers' bodies are encoded before.
+path. In a round each contestant, right after the raw engine, answers one client, then many; medians of rounds and of
+per-round ratios to the raw engine are reported. Processor time is that of all processes of a server over the requests
+of one client, less the engine's own: it says more than the clock on a machine with other work. The client reads and
+writes bare sockets and does nothing else; Cloister's requests are sealed before the clock starts, as the peers'
+bodies are encoded before.
 
 Not measured: TLS, which the peers would need to come near what is compared; JSON, which is slower everywhere.
 """
@@ -49,15 +51,17 @@ OURS = "cloister, encrypted"
 class Contestant:
     """One server, and whole requests for it.
 
-    :param requests: makes that many, ready to send.
+    :param pid: of its first process. :param requests: makes that many, ready to send.
     """
 
     name: str
     port: int
+    pid: int
     requests: Callable[[int], list[bytes]]
     added_ms: list[float] = field(default_factory=list)
     ratio: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
 
     def latency(self, count: int) -> float:
         """Median seconds of requests one after the other."""
@@ -165,7 +169,7 @@ def running(peer: str, model: Path, image: np.ndarray) -> Iterator[Contestant]:
         server = subprocess.Popen(
             command, cwd=HERE / "peer_servers", env=environment, stdout=log, stderr=log, start_new_session=True
         )
-    contestant = Contestant(peer, port, lambda count: [body] * count)
+    contestant = Contestant(peer, port, server.pid, lambda count: [body] * count)
     try:
         deadline = time.monotonic() + 60
         while True:
@@ -190,15 +194,34 @@ def running(peer: str, model: Path, image: np.ndarray) -> Iterator[Contestant]:
 def ours(concurrency: int) -> Iterator[Contestant]:
     """Our runtime, in a process of its own, with everything sealed."""
     command = [sys.executable, runtime.__file__, "--serve", "--model", "mobilenet", "--concurrency", str(concurrency)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as server:
         assert server.stdout is not None
         assert server.stdin is not None
         client = runtime.Client(json.loads(server.stdout.readline()))
         client.first()
         try:
-            yield Contestant(OURS, int(client.port), lambda count: [data for _, data in client.seal(count)])
+            yield Contestant(OURS, int(client.port), server.pid, lambda count: [data for _, data in client.seal(count)])
         finally:
             server.stdin.close()
+
+
+def cpu_s(root: int) -> float:
+    """Processor time of a process and all that descend from it, so far."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended
+        pid = int(stat.parent.name)
+        parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    family = {root}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks.get(pid, 0) for pid in family) / os.sysconf("SC_CLK_TCK")
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -207,20 +230,24 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(middle, 3), "quartile_1": round(low, 3), "quartile_3": round(high, 3)}
 
 
+COLUMNS = (
+    ("added_ms", "added latency, 1 client, ms"),
+    ("cpu_ms", "added processor time, ms"),
+    ("throughput", "throughput, {clients} clients / raw engine"),
+)
+
+
 def table(rows: list[dict[str, object]], clients: int) -> str:
     """For people, and for benchmarks/README.md."""
-    lines = [
-        f"| server | added latency, 1 client, ms | throughput, {clients} clients / raw engine |",
-        "| --- | --- | --- |",
-    ]
+    names = [title.format(clients=clients) for _, title in COLUMNS]
+    lines = ["| server | " + " | ".join(names) + " |", "| --- |" + " --: |" * len(names)]
     for row in rows:
-        added, ratio = row["added_ms"], row["throughput"]
-        assert isinstance(added, dict)
-        assert isinstance(ratio, dict)
-        lines.append(
-            f"| {row['server']} | {added['median']:.2f} ({added['quartile_1']:.2f} to {added['quartile_3']:.2f})"
-            f" | {ratio['median']:.2f} ({ratio['quartile_1']:.2f} to {ratio['quartile_3']:.2f}) |"
-        )
+        cells = []
+        for key, _ in COLUMNS:
+            value = row[key]
+            assert isinstance(value, dict)
+            cells.append(f"{value['median']:.2f} ({value['quartile_1']:.2f} to {value['quartile_3']:.2f})")
+        lines.append(f"| {row['server']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -232,20 +259,17 @@ def plot(rows: list[dict[str, object]], clients: int, where: Path) -> None:
     from matplotlib import pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "cloister"
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.5 * len(rows) + 1.2), sharey=True)
+    figure, panels = plt.subplots(1, len(COLUMNS), figsize=(12, 0.5 * len(rows) + 1.2), sharey=True)
     names = [str(row["server"]) for row in rows]
     colours = ["#1b7f5c" if name == OURS else "#9aa5b1" for name in names]
-    for axes, key, title in (
-        (left, "added_ms", "latency added to the engine's, 1 client, ms"),
-        (right, "throughput", f"throughput, {clients} clients / raw engine"),
-    ):
+    for axes, (key, title) in zip(panels, COLUMNS, strict=True):
         values = [row[key]["median"] for row in rows]  # type: ignore[index]
         bars = axes.barh(names, values, color=colours)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title.format(clients=clients), fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.15)
-    left.invert_yaxis()
+        axes.margins(x=0.18)
+    panels[0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(where, metadata={"Date": None} if where.suffix == ".svg" else None)
 
@@ -272,10 +296,14 @@ def main() -> None:
             contestant.latency(10)
         raw_latency(10)
         for number in range(args.rounds):
-            raw = statistics.median(raw_latency(args.each))
-            most = raw_throughput(concurrency, args.each)
             for contestant in contestants:
+                used = time.process_time()
+                raw = statistics.median(raw_latency(args.each))
+                engine_ms = 1e3 * (time.process_time() - used) / args.each
+                most = raw_throughput(concurrency, args.each)
+                used = cpu_s(contestant.pid)
                 seconds = contestant.latency(args.each)
+                contestant.cpu_ms.append(1e3 * (cpu_s(contestant.pid) - used) / args.each - engine_ms)
                 contestant.p50_ms.append(1e3 * seconds)
                 contestant.added_ms.append(1e3 * (seconds - raw))
                 contestant.ratio.append(contestant.throughput(args.clients, max(4, args.each // 4)) / most)
@@ -288,6 +316,7 @@ def main() -> None:
                 "server": one.name,
                 "p50_ms": spread(one.p50_ms),
                 "added_ms": spread(one.added_ms),
+                "cpu_ms": spread(one.cpu_ms),
                 "throughput": spread(one.ratio),
             }
             for one in contestants
