@@ -27,6 +27,7 @@ def test_a_pods_whole_life_is_pods(tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         bench.cluster.api.role = None
         bench.cluster.kubelet.room = 0
+        bench.cluster.api.bookmark_s = 0.02
         d = await bench.open()
         seen: list[tuple[str, Any]] = []
 

@@ -86,10 +86,11 @@ class KubeApi:
 
     async def create(self, resource: Resource, value: Mapping[str, object]) -> bool:
         """False when there is one of this name already. :raises CloisterError: as :meth:`Told.error`."""
-        return await self._repeat(_Call("create", "POST", resource, body=value), fine=(409,)) is not None
+        return await self._repeat(_Call("create", "POST", resource, body=value), fine="AlreadyExists") is not None
 
     async def delete(self, resource: Resource, name: str, *, uid: str = "", foreground: bool = False) -> bool:
-        """Delete exactly this object; False when there is none, or it is another one by now.
+        """Delete exactly this object; False when there is none. One that is another by now, or just changes, is an
+        error: 409 says no more than that, and the next list will.
 
         :param foreground: the object stays until everything that belongs to it is gone.
         :raises CloisterError: as :meth:`Told.error`.
@@ -100,7 +101,7 @@ class KubeApi:
         if foreground:
             options["propagationPolicy"] = "Foreground"
         call = _Call("delete", "DELETE", resource, name, body=options)
-        return await self._repeat(call, fine=(404, 409)) is not None
+        return await self._repeat(call, fine="NotFound") is not None
 
     async def all_of(self, resource: Resource, selector: str) -> tuple[list[Object], str]:
         """All that match, and the version that this was true at. :raises CloisterError: as :meth:`Told.error`."""
@@ -142,7 +143,8 @@ class KubeApi:
             response = await self._send(call)
             try:
                 if response.status != 200:
-                    raise self._told(call, response, await response.content.read(MIB))
+                    told = self._told(response, await response.content.read(MIB))
+                    raise told.error("watch", resource, self.namespace, "")
                 while line := await response.content.readline():
                     event = _json(line)
                     if event.get("type") == "ERROR":
@@ -153,8 +155,8 @@ class KubeApi:
 
     # --- calls ---
 
-    async def _repeat(self, call: _Call, *, fine: tuple[int, ...] = ()) -> Object | None:
-        """A call that does no harm when it is carried out twice; None for statuses that are ``fine``."""
+    async def _repeat(self, call: _Call, *, fine: str = "") -> Object | None:
+        """A call that does no harm when it is carried out twice; None when it fails for a reason that is ``fine``."""
         wait = BACKOFF_S
         for attempt in range(ATTEMPTS):
             try:
@@ -166,7 +168,7 @@ class KubeApi:
                 wait *= 2
         raise AssertionError  # pragma: no cover  # the last attempt returns or raises
 
-    async def _once(self, call: _Call, fine: tuple[int, ...]) -> Object | None:
+    async def _once(self, call: _Call, fine: str) -> Object | None:
         async with _translated():
             response = await self._send(call)
             if response.status == 401:  # a token or a certificate that was renewed since
@@ -179,11 +181,12 @@ class KubeApi:
                     data += piece
                     if len(data) > MAX_ANSWER:
                         raise malformed("short enough")
-                if response.status in fine:
+                if response.status in (200, 201, 202):
+                    return _json(bytes(data))
+                told = self._told(response, bytes(data))
+                if fine and told.reason == fine:
                     return None
-                if response.status not in (200, 201, 202):
-                    raise self._told(call, response, bytes(data))
-                return _json(bytes(data))
+                raise told.error(call.verb, call.resource, self.namespace, call.name)
 
     async def _send(self, call: _Call) -> Any:
         """The client's own answer (aiohttp's), its body not read yet."""
@@ -204,9 +207,9 @@ class KubeApi:
         timeout = aiohttp.ClientTimeout(total=call.seconds, connect=CALL_S)
         return (await client.call_api(*serialized, _request_timeout=timeout)).response
 
-    def _told(self, call: _Call, response: Any, body: bytes) -> CloisterError | Expired:
-        told = Told.read(response.status, body, response.headers.get("Retry-After"))
-        return told.error(call.verb, call.resource, self.namespace, call.name)
+    @staticmethod
+    def _told(response: Any, body: bytes) -> Told:
+        return Told.read(response.status, body, response.headers.get("Retry-After"))
 
     async def _renew(self, used: ApiClient | None) -> None:
         """Read who we are anew, unless another call has done so. Others may still be on the client in use."""

@@ -117,7 +117,7 @@ class Told:
             case 410 if verb in ("list", "watch"):
                 return Expired(self.message)
             case 409:  # several writers at a time; the API has tried some times already
-                return Unavailable("platform-unavailable", said, retry_after=0.1)
+                return Unavailable("platform-unavailable", said, retry_after=self.retry_after or 0.1)
             case 400 | 405 | 413 | 415 | 422:
                 return InvalidInput("platform-limit", said, hint="Check [platform] against what the cluster admits.")
             case 429:
