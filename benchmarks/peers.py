@@ -169,7 +169,8 @@ def running(peer: str, model: Path, image: np.ndarray) -> Iterator[Contestant]:
         server = subprocess.Popen(
             command, cwd=HERE / "peer_servers", env=environment, stdout=log, stderr=log, start_new_session=True
         )
-    contestant = Contestant(peer, port, server.pid, lambda count: [body] * count)
+    # Copies: sealed requests differ, so ours cannot come from the processor's cache either.
+    contestant = Contestant(peer, port, server.pid, lambda count: [bytes(bytearray(body)) for _ in range(count)])
     try:
         deadline = time.monotonic() + 60
         while True:
