@@ -153,9 +153,13 @@ class LeaseTable:
         return self._submit(request, future)
 
     def refused_lately(self, request: ReleaseRequest) -> CloisterError | None:
-        """The refusal that is still believed, if any."""
+        """The refusal that is still believed, if any; not that of a renewal, while the lease itself may be used."""
         refused = self._refused.get(request)
-        return refused[1] if refused is not None and self._clock.monotonic() < refused[0] else None
+        now = self._clock.monotonic()
+        if refused is None or now >= refused[0]:
+            return None
+        lease = self._leases.get(request)
+        return refused[1] if lease is None or now >= lease.ends else None
 
     def drop(self, request: ReleaseRequest) -> None:
         """Forget one lease."""

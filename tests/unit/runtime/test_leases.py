@@ -103,6 +103,21 @@ def test_a_refused_renewal_ends_the_lease_at_once() -> None:
         leases.count(lease)
 
 
+def test_a_renewal_that_fails_refuses_nobody_while_the_lease_runs() -> None:
+    leases, keyservice, clock = table()
+    leases.obtain(REQUEST).result(0)
+    clock.advance(31)
+    keyservice.answer = Unavailable("keyservice-unavailable", "away")
+    assert leases.find(REQUEST) is not None
+    assert keyservice.asked == 2
+    assert leases.refused_lately(REQUEST) is None
+    assert leases.find(REQUEST) is not None
+    clock.advance(28.5)
+    assert leases.find(REQUEST) is not None  # renewing failed again, half a second before the end
+    clock.advance(0.5)
+    assert leases.refused_lately(REQUEST) is not None
+
+
 def test_a_refusal_is_believed_for_a_second() -> None:
     leases, keyservice, clock = table()
     keyservice.answer = Refused("release-refused", "no grant")
