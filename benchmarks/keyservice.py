@@ -34,9 +34,9 @@ from cloister.keyservice.app import begin
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.root import root_of
-from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.settings import Settings
-from cloister.keyservice.sqlite_store import SqliteRows
+from cloister.keyservice.storage.sealed import SealedStore
+from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.log.entry import STATEMENT
 from cloister.testing.embedded import EmbeddedKeyService, attest_request
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess

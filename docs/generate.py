@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -162,16 +164,35 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def pages() -> Iterator[list[str]]:
+    """The words after ``cloister`` for each page of help: every command, and the actions of those that have some."""
+    yield ["--help"]
+    for name, (module, _) in COMMANDS.items():
+        yield [name, "--help"]
+        parser = argparse.ArgumentParser()
+        importlib.import_module(module).configure(parser)
+        for action in parser._actions:  # argparse has no public way to ask for them
+            if isinstance(action, argparse._SubParsersAction):
+                yield from ([name, choice, "--help"] for choice in action.choices)
+
+
 def cli_page() -> str:
     """What ``--help`` says, command by command."""
     lines = ["# The cloister command", "", "<!-- written by docs/generate.py -->", ""]
     os.environ["COLUMNS"] = "110"
-    for words in (["--help"], *([name, "--help"] for name in COMMANDS)):
+    for words in pages():
         out = io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
             main(words)
-        title = "cloister" if len(words) == 1 else f"cloister {words[0]}"
-        lines += [f"## {title}", "", "```text", out.getvalue().rstrip(), "```", ""]
+        title = " ".join(["cloister", *words[:-1]])
+        lines += [
+            f"{'#' * min(3, 1 + max(1, len(words) - 1))} {title}",
+            "",
+            "```text",
+            out.getvalue().rstrip(),
+            "```",
+            "",
+        ]
     return "\n".join(lines)
 
 

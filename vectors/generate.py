@@ -376,7 +376,8 @@ def vectors_replicas(old: Any) -> list[Case]:
     )
     configured = h("configuration", configuration)
     bound = h512("keyservice-handover-evidence", ks, joiner.public, challenge, configured, bundle)
-    sealed = joiner.seal(root, "keyservice-handover", (bound,), kept(old, "hand-over"))
+    content = cbor({"context": b"cloister/v1/sealed-state", "version": 1, "root": root})
+    sealed = joiner.seal(content, "keyservice-handover", (bound,), kept(old, "hand-over"))
     common: Case = {
         "kind": "hand-over",
         "private": joiner.private,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cloister.base.errors import InvalidInput
+from cloister.cli.listen import parse_listen
 from cloister.cli.output import Output
 
 
@@ -60,7 +60,4 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _listen(text: str) -> tuple[str, int] | Path:
     if text.startswith("unix:"):
         return Path(text.removeprefix("unix:"))
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise InvalidInput("argument", f"--listen is {text!r}", hint="Write HOST:PORT or unix:PATH.")
-    return host.strip("[]"), int(port)
+    return parse_listen(text)

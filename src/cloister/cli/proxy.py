@@ -18,8 +18,8 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from cloister.base.errors import InvalidInput
 from cloister.cli.account import add_account_options, home_of, passphrase
+from cloister.cli.listen import parse_listen
 from cloister.cli.output import Output
 
 DEFAULT_LISTEN: Final = "127.0.0.1:8000"
@@ -42,9 +42,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.client.client import Client
     from cloister.client.proxy import LocalProxy
 
-    host, colon, port = args.listen.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise InvalidInput("argument", "--listen takes HOST:PORT")
+    host, port = parse_listen(args.listen)
     sync = Client.open(home_of(args), args.identity, passphrase())
 
     async def serve() -> None:
@@ -53,7 +51,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         async with AsyncClient(sync) as client:
             proxy = LocalProxy(client, log=JsonLog(SystemClock(), service="proxy"))
-            await proxy.start(host.strip("[]"), int(port), path=args.socket)
+            await proxy.start(host, port, path=args.socket)
             out.result(
                 {"address": proxy.address, "identity": sync.account.identity.id.hex()},
                 f"{sync.account.identity.name} is served at {proxy.address}; stop with Ctrl-C",

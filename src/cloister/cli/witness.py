@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cloister.base.errors import InvalidInput
+from cloister.cli.listen import parse_listen
 from cloister.cli.output import Output
 
 DEFAULT_LISTEN: Final = "127.0.0.1:8450"
@@ -69,15 +70,13 @@ def _run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.process import run as run_loop
     from cloister.witness.app import serve
 
-    host, colon, port = args.listen.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise InvalidInput("argument", "--listen takes HOST:PORT")
+    host, port = parse_listen(args.listen)
     clock = SystemClock()
     run_loop(
         serve(
             args.state,
-            host=host.strip("[]"),
-            port=int(port),
+            host=host,
+            port=port,
             clock=clock,
             events=JsonLog(clock, service="witness"),
             ready=lambda address: out.result({"address": address}, f"The witness answers on {address}"),

@@ -23,24 +23,24 @@ from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.limits import KIB, MAX_BUNDLE
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.anchor import Anchor, Unanchored
+from cloister.keyservice.anchors.majority import MajorityAnchor
+from cloister.keyservice.anchors.port import Anchor, Unanchored
+from cloister.keyservice.anchors.probe import probe
+from cloister.keyservice.anchors.witnesses import WitnessAnchor
 from cloister.keyservice.epochs import Epochs
-from cloister.keyservice.handover import Donor
 from cloister.keyservice.ledger import Ledger
-from cloister.keyservice.majority import MajorityAnchor
-from cloister.keyservice.peers import HttpPeer, replica_identity
-from cloister.keyservice.probe import probe
 from cloister.keyservice.releases import Releases
-from cloister.keyservice.replica import Peer, Replica
+from cloister.keyservice.replication.handover import Donor
+from cloister.keyservice.replication.peers import HttpPeer, replica_identity
+from cloister.keyservice.replication.replica import Peer, Replica
 from cloister.keyservice.root import Root, make_root, new_root
-from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
-from cloister.keyservice.sqlite_store import SqliteRows
-from cloister.keyservice.store import Rows
+from cloister.keyservice.storage.port import Rows
+from cloister.keyservice.storage.sealed import SealedStore
+from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_replica
-from cloister.keyservice.witnesses import WitnessAnchor
 from cloister.log.entry import Genesis
 
 if TYPE_CHECKING:

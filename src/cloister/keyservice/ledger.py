@@ -24,7 +24,7 @@ from cloister.base.limits import (
     REPLICA_ROWS_BYTES,
 )
 from cloister.crypto.digest import same
-from cloister.keyservice.anchor import Anchor, Unanchored
+from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.proposals import (
     Committed,
     Job,
@@ -35,9 +35,9 @@ from cloister.keyservice.proposals import (
     no_leader,
     tentative,
 )
-from cloister.keyservice.state import State
-from cloister.keyservice.store import KeyStore, NewEntry, SealedEntry
-from cloister.keyservice.transitions import apply
+from cloister.keyservice.state.state import State
+from cloister.keyservice.state.transitions import apply
+from cloister.keyservice.storage.port import KeyStore, NewEntry, SealedEntry
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import GENESIS, SALT_LENGTH, STATEMENT, Entry, Genesis, entry_leaf
 from cloister.log.merkle import MerkleTree

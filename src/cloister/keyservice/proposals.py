@@ -9,7 +9,7 @@ from typing import final
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.base.limits import CONFIRM_RETRY_S
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.state import State
+from cloister.keyservice.state.state import State
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import Entry
 from cloister.wire.calls import LogHead

@@ -44,7 +44,7 @@ from cloister.crypto.sign import SigningKey
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.service_keys import endorsed_keys
 from cloister.keyservice.sessions import Denials
-from cloister.keyservice.state import State
+from cloister.keyservice.state.state import State
 from cloister.wire.cbor import Fields
 from cloister.wire.statements import ANY_VERSION, SERVICE_KEY
 

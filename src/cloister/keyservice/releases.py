@@ -21,7 +21,7 @@ from cloister.keyservice.freshness import Challenges
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.sessions import AttestedRuntime, Denial, Denials, OpenSession, Sessions
-from cloister.keyservice.state import State
+from cloister.keyservice.state.state import State
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import RELEASE, ReleaseRecord
 from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, new_session, offer_session

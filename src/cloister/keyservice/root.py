@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from cloister.attest.types import Sealer
-from cloister.base.errors import Refused, Tampered, Unavailable
+from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
+from cloister.base.limits import MAX_ROOT, MAX_SEALED_ROOT
 from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context, derive
 from cloister.crypto.sign import SigningKey
@@ -21,7 +22,6 @@ from cloister.wire.calls import keyservice_id
 from cloister.wire.cbor import Fields
 
 _VERSION: Final = 1
-_MAX_SEALED: Final = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,27 @@ class Root:
     store_key: SecretBytes
     replication_key: SecretBytes
     secret: SecretBytes
+
+    def encode(self) -> SecretBytes:
+        """All of it, for sealing and for whoever may have it; at most ``MAX_ROOT`` bytes."""
+        return SecretBytes(
+            cbor.encode({"context": Context.SEALED_STATE.encode(), "version": _VERSION, "root": self.secret.reveal()})
+        )
+
+
+def decode_root(data: SecretBytes) -> Root:
+    """What :meth:`Root.encode` gave.
+
+    :raises InvalidInput: anything malformed, and another version.
+    """
+    what = "the root"
+    fields = Fields(cbor.decode(data.reveal(), limit=MAX_ROOT, what=what), what)
+    context, version = fields.blob("context", limit=64), fields.integer("version")
+    if context != Context.SEALED_STATE.encode() or version != _VERSION:
+        raise InvalidInput("root-version", f"{what} was kept for another purpose, or by another version")
+    secret = SecretBytes.key(fields.blob("root", exactly=32))
+    fields.done()
+    return root_of(secret)
 
 
 def root_of(secret: SecretBytes) -> Root:
@@ -68,8 +89,7 @@ def keep_root(path: Path, root: Root, sealer: Sealer) -> None:
     :raises Refused: ``state-exists`` when there is one already: it is never overwritten.
     :raises Unavailable: ``state-unwritable``.
     """
-    content = {"context": Context.SEALED_STATE.encode(), "version": _VERSION, "root": root.secret.reveal()}
-    write_new(path, sealer.seal(cbor.encode(content)))
+    write_new(path, sealer.seal(root.encode().reveal()))
 
 
 def open_root(path: Path, sealer: Sealer) -> Root:
@@ -80,31 +100,27 @@ def open_root(path: Path, sealer: Sealer) -> Root:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_MAX_SEALED + 1)
+            data = file.read(MAX_SEALED_ROOT + 1)
     except FileNotFoundError as error:
         raise Unavailable(
             "state-missing", f"{path} is not there", hint="`cloister keyservice init` makes a new KeyService."
         ) from error
     except OSError as error:
         raise Unavailable("state-unreadable", f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > _MAX_SEALED:
+    if len(data) > MAX_SEALED_ROOT:
         raise Tampered("unseal-failed", f"{path} is longer than anything that was ever sealed")
-    what = "the sealed root"
     try:
-        unsealed = sealer.unseal(data)
+        unsealed = SecretBytes(sealer.unseal(data))
     except Tampered as error:
         raise Tampered(
             error.code,
             f"{path} was sealed by other code, with another configuration, on another platform, or was changed",
             hint="Start the KeyService with the code, configuration and platform that `init` was run with.",
         ) from error
-    fields = Fields(cbor.decode(unsealed, limit=_MAX_SEALED, what=what), what)
-    good = fields.blob("context", limit=64) == Context.SEALED_STATE.encode() and fields.integer("version") == _VERSION
-    secret = SecretBytes.key(fields.blob("root", exactly=32))
-    fields.done()
-    if not good:
-        raise Tampered("unseal-failed", f"{path} was sealed for another purpose or by another version")
-    return root_of(secret)
+    try:
+        return decode_root(unsealed)
+    except InvalidInput as error:
+        raise Tampered("unseal-failed", f"{path} was sealed for another purpose or by another version") from error
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -16,9 +16,9 @@ from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import KIB, MAX_CALL, MAX_REPLICA_REQUEST, MAX_REPLICAS
-from cloister.keyservice.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
-from cloister.keyservice.peers import EXCHANGE_PATH, ROLE_PATH, Forwarder
-from cloister.keyservice.replica import LEADER, Replica
+from cloister.keyservice.replication.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
+from cloister.keyservice.replication.peers import EXCHANGE_PATH, ROLE_PATH, Forwarder
+from cloister.keyservice.replication.replica import LEADER, Replica
 from cloister.keyservice.service import NONCE_LENGTH, KeyService, call_refused
 from cloister.keyservice.telemetry import Telemetry
 

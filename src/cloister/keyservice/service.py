@@ -8,18 +8,18 @@ from cloister.adapters.logs import EventLog
 from cloister.attest.types import Configuration
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import MAX_LEAVES
-from cloister.keyservice.anchor import Anchor, Unanchored
+from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
-from cloister.keyservice.handover import Donor
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal, Written
 from cloister.keyservice.queries import Queries
 from cloister.keyservice.releases import Releases
+from cloister.keyservice.replication.handover import Donor
 from cloister.keyservice.root import Root
-from cloister.keyservice.rules import authenticate, check
 from cloister.keyservice.settings import Settings
-from cloister.keyservice.state import State
+from cloister.keyservice.state.rules import authenticate, check
+from cloister.keyservice.state.state import State
 from cloister.keyservice.telemetry import Telemetry
 from cloister.keyservice.unacknowledged import Unacknowledged
 from cloister.keyservice.vault import Vault

@@ -12,7 +12,7 @@ from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal, Written
-from cloister.keyservice.state import State
+from cloister.keyservice.state.state import State
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import SERVICE_KEY_EPOCH, Entry, ServiceKeyEpoch
 from cloister.wire.provisioning import ServiceKeyEndorsement

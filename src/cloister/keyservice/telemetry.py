@@ -14,9 +14,9 @@ from typing import final
 from cloister.adapters.metrics import Registry
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Unavailable
-from cloister.keyservice.anchor import Anchor
-from cloister.keyservice.majority import MajorityAnchor
-from cloister.keyservice.replica import LEADER, Replica
+from cloister.keyservice.anchors.majority import MajorityAnchor
+from cloister.keyservice.anchors.port import Anchor
+from cloister.keyservice.replication.replica import LEADER, Replica
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from cloister.base.errors import Refused, Tampered
 from cloister.base.secret import KEY_LENGTH, SecretBytes
 from cloister.crypto.digest import Context, digest, same
 from cloister.crypto.hpke import HpkePrivateKey
-from cloister.keyservice.state import State
+from cloister.keyservice.state.state import State
 from cloister.wire.statements import key_commitment
 
 

@@ -15,12 +15,12 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin
-from cloister.keyservice.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
-from cloister.keyservice.replica import Peer, Replica
+from cloister.keyservice.replication.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
+from cloister.keyservice.replication.replica import Peer, Replica
 from cloister.keyservice.root import root_of
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import Settings
-from cloister.keyservice.store import Rows
+from cloister.keyservice.storage.port import Rows
 from cloister.testing.clock import FakeClock
 from cloister.testing.collateral import NoCollateral
 from cloister.testing.logs import MemoryLog

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.majority import MajorityAnchor
+from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.root import root_of
 from cloister.testing.clock import FakeClock
 from cloister.testing.embedded import EmbeddedKeyService
@@ -22,7 +22,7 @@ from cloister.testing.tee import SimulatedTee
 from cloister.testing.witness import LocalWitness, local_witnesses, witnessed
 
 if TYPE_CHECKING:
-    from cloister.keyservice.witnesses import WitnessAnchor
+    from cloister.keyservice.anchors.witnesses import WitnessAnchor
 
 T = TypeVar("T")
 SEED = b"r" * 32
@@ -30,7 +30,7 @@ SEED = b"r" * 32
 
 @final
 class LocalPeer:
-    """``cloister.keyservice.replica.Peer``: from one replica of a cluster to another, as far as the network lets it."""
+    """Port ``Peer``: from one replica of a cluster to another, as far as the network lets it."""
 
     def __init__(self, cluster: Cluster, source: int, target: int) -> None:
         self._cluster = cluster

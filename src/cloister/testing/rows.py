@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 from cloister.base.errors import Unavailable
-from cloister.keyservice.sealed_store import unavailable
-from cloister.keyservice.store import TABLES, Row
+from cloister.keyservice.storage.port import TABLES, Row
+from cloister.keyservice.storage.sealed import unavailable
 
 
 @final
@@ -34,7 +34,7 @@ class MemoryDisk:
 
 @final
 class MemoryRows:
-    """``cloister.keyservice.store.Rows`` on a :class:`MemoryDisk`.
+    """``cloister.keyservice.storage.port.Rows`` on a :class:`MemoryDisk`.
 
     :raises Unavailable: ``store-locked`` while somebody else has the disk open.
     """

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cloister.base.limits import MAX_CALL, MAX_CONFIGURATION
+from cloister.base.limits import MAX_CALL, MAX_CONFIGURATION, MAX_ROOT
 from cloister.base.secret import SecretBytes
 from cloister.crypto import hpke
 from cloister.crypto.digest import Context, digest, report_data
@@ -80,13 +80,13 @@ def handover_report_data(
     return report_data(Context.HANDOVER_EVIDENCE, keyservice, session_key, challenge, configured, bundle_digest)
 
 
-def seal_root(request: HandoverRequest, keyservice: bytes, secret: SecretBytes) -> dict[str, object]:
-    """The giver's result: the root secret, for the attested key only."""
+def seal_root(request: HandoverRequest, keyservice: bytes, root: SecretBytes) -> dict[str, object]:
+    """The giver's result: its root, encoded, for the attested key only."""
     bound = request.report_data(keyservice)
-    return {"sealed": hpke.seal(request.session_key, secret.reveal(), Context.HANDOVER, bound)}
+    return {"sealed": hpke.seal(request.session_key, root.reveal(), Context.HANDOVER, bound)}
 
 
-def open_root_secret(
+def open_sealed_root(
     result: Mapping[str, Any], request: HandoverRequest, keyservice: bytes, key: hpke.HpkePrivateKey
 ) -> SecretBytes:
     """The joiner's side of :func:`seal_root`.
@@ -94,7 +94,7 @@ def open_root_secret(
     :raises InvalidInput: anything malformed. :raises Tampered: ``hpke-open``.
     """
     fields = Fields(dict(result), "the hand-over")
-    sealed = fields.blob("sealed", limit=hpke.OVERHEAD + 32)
+    sealed = fields.blob("sealed", limit=hpke.OVERHEAD + MAX_ROOT)
     fields.done()
     bound = request.report_data(keyservice)
-    return SecretBytes.key(key.open(sealed, Context.HANDOVER, bound, what="the hand-over"))
+    return SecretBytes(key.open(sealed, Context.HANDOVER, bound, what="the hand-over"))

@@ -18,9 +18,9 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import ROOT_FILE, Tee
-from cloister.keyservice.handover import CHALLENGE_PATH, HANDOVER_PATH, check_code, receive_root
-from cloister.keyservice.joining import Joining, find_root, join
-from cloister.keyservice.root import Root, open_root, root_of
+from cloister.keyservice.replication.handover import CHALLENGE_PATH, HANDOVER_PATH, check_code, receive_root
+from cloister.keyservice.replication.joining import Joining, find_root, join
+from cloister.keyservice.root import Root, decode_root, open_root, root_of
 from cloister.testing.clock import FakeClock
 from cloister.testing.collateral import NoCollateral
 from cloister.testing.embedded import EmbeddedKeyService, attest_request
@@ -29,7 +29,7 @@ from cloister.testing.tee import SimulatedTee
 from cloister.testing.witness import LocalWitness, local_witnesses, witnessed
 from cloister.wire import calls
 from cloister.wire.calls import Description, WireEvidence
-from cloister.wire.handover import HandoverRequest, handover_report_data, open_root_secret
+from cloister.wire.handover import HandoverRequest, handover_report_data, open_sealed_root
 
 SECRET = SecretBytes(b"r" * 32)
 ROOT = root_of(SECRET)
@@ -266,12 +266,12 @@ def test_s7_a_keyservice_without_replicas_hands_over_to_nobody(world: World) -> 
 def test_s6_s7_a_recorded_request_is_answered_once_and_only_for_its_sender(world: World) -> None:
     request, key = world.request()
     result = world.ask(request)
-    assert open_root_secret(result, request, world.ks.id, key) == SECRET
+    assert decode_root(open_sealed_root(result, request, world.ks.id, key)).secret == SECRET
     refused("challenge-redeemed", lambda: world.ask(request))
     with pytest.raises(Tampered):
-        open_root_secret(result, request, world.ks.id, HpkePrivateKey.generate())
+        open_sealed_root(result, request, world.ks.id, HpkePrivateKey.generate())
     with pytest.raises(Tampered):  # bound to the KeyService that was asked
-        open_root_secret(result, request, bytes(32), key)
+        open_sealed_root(result, request, bytes(32), key)
     late, _ = world.request()
     world.clock.advance(61)
     refused("challenge-expired", lambda: world.ask(late))

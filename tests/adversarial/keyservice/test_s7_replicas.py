@@ -14,10 +14,10 @@ from cloister.adapters.keyservice import KeyServiceLink, VolatileHeads
 from cloister.base.errors import CloisterError, Tampered, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.replica import FOLLOWER, LEADER, SEARCHING
+from cloister.keyservice.replication.replica import FOLLOWER, LEADER, SEARCHING
 from cloister.keyservice.root import root_of
-from cloister.keyservice.sealed_store import SealedStore
-from cloister.keyservice.store import SealedEntry
+from cloister.keyservice.storage.port import SealedEntry
+from cloister.keyservice.storage.sealed import SealedStore
 from cloister.log.receipt import check_statement_receipt
 from cloister.log.replication import HELLO, Pull, Rows, Standing, open_answer, open_request, seal_answer, seal_request
 from cloister.testing.collateral import NoCollateral

@@ -12,9 +12,9 @@ import pytest
 
 from cloister.base.errors import InvalidInput, Tampered, Unavailable
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.sealed_store import SealedStore
-from cloister.keyservice.sqlite_store import SqliteRows
-from cloister.keyservice.store import ENTRIES, HEAD, SECRETS, TABLES, NewEntry, Rows
+from cloister.keyservice.storage.port import ENTRIES, HEAD, SECRETS, TABLES, NewEntry, Rows
+from cloister.keyservice.storage.sealed import SealedStore
+from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.testing.rows import MemoryDisk, MemoryRows
 
 KEY = SecretBytes(b"k" * 32)

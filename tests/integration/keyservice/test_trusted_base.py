@@ -29,7 +29,7 @@ from cloister.adapters.clock import SystemClock
 from cloister.base.secret import SecretBytes
 from cloister.keyservice.app import begin
 from cloister.keyservice.root import root_of
-from cloister.keyservice.sqlite_store import SqliteRows
+from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.testing.embedded import EmbeddedKeyService
 from cloister.testing.syscalls import forbid_sockets_and_written_files
 from cloister.wire.statements import DefinePolicy, PublishModel, key_commitment

@@ -15,9 +15,9 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
-from cloister.keyservice.rules import authenticate, check
-from cloister.keyservice.sealed_store import SealedStore
-from cloister.keyservice.state import State
+from cloister.keyservice.state.rules import authenticate, check
+from cloister.keyservice.state.state import State
+from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import STATEMENT, Genesis
 from cloister.log.merkle import verify_consistency, verify_inclusion

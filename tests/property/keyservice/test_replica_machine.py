@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from cloister.base.errors import Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.replica import LEADER
+from cloister.keyservice.replication.replica import LEADER
 from cloister.log.receipt import check_statement_receipt
 from cloister.testing.embedded import EmbeddedKeyService
 from cloister.testing.people import Person, simulation_policy

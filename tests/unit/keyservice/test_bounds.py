@@ -19,10 +19,10 @@ from cloister.keyservice import freshness, ledger, sessions
 from cloister.keyservice.freshness import Challenges, QueryNonces, ReplayWindow
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
-from cloister.keyservice.sealed_store import SealedStore
 from cloister.keyservice.sessions import AttestedRuntime, Denial, Denials, OpenSession, Sessions
 from cloister.keyservice.settings import Settings
-from cloister.keyservice.state import State
+from cloister.keyservice.state.state import State
+from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import Genesis
 from cloister.testing.clock import FakeClock

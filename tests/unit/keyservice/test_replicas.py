@@ -12,13 +12,13 @@ import pytest
 from cloister.base.errors import CloisterError, InvalidInput, Tampered, Unavailable
 from cloister.base.limits import FOLLOWER_SILENCE_S, LEADER_REST_S, LEADER_SILENCE_S, REPLICA_ROWS
 from cloister.base.secret import SecretBytes
+from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.ledger import Ledger
-from cloister.keyservice.majority import MajorityAnchor
-from cloister.keyservice.peers import IDENTITY_FILE, replica_identity
 from cloister.keyservice.proposals import Proposal, Written
-from cloister.keyservice.replica import FOLLOWER, LEADER, SEARCHING
-from cloister.keyservice.sealed_store import SealedStore
-from cloister.keyservice.store import NewEntry, SealedEntry
+from cloister.keyservice.replication.peers import IDENTITY_FILE, replica_identity
+from cloister.keyservice.replication.replica import FOLLOWER, LEADER, SEARCHING
+from cloister.keyservice.storage.port import NewEntry, SealedEntry
+from cloister.keyservice.storage.sealed import SealedStore
 from cloister.log.entry import STATEMENT, Genesis
 from cloister.testing.clock import FakeClock
 from cloister.testing.embedded import EmbeddedKeyService

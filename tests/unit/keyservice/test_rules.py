@@ -11,10 +11,10 @@ from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice import rules
-from cloister.keyservice.rules import VerifiedStatement, authenticate, check
-from cloister.keyservice.state import State
-from cloister.keyservice.transitions import apply
+from cloister.keyservice.state import rules
+from cloister.keyservice.state.rules import VerifiedStatement, authenticate, check
+from cloister.keyservice.state.state import State
+from cloister.keyservice.state.transitions import apply
 from cloister.log.entry import GENESIS, RELEASE, STATEMENT, Entry, Genesis
 from cloister.testing.clock import FakeClock
 from cloister.testing.people import Person, simulation_policy

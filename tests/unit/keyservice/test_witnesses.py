@@ -11,7 +11,7 @@ import pytest
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.limits import CONFIRM_INTERVAL_S, CONFIRM_PATIENCE_S
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.witnesses import WitnessAnchor
+from cloister.keyservice.anchors.witnesses import WitnessAnchor
 from cloister.log.merkle import MerkleTree, leaf_hash
 from cloister.log.witness import require_quorum
 from cloister.testing.clock import FakeClock

@@ -15,7 +15,7 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context, derive, digest, report_data
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.root import root_of
+from cloister.keyservice.root import decode_root, root_of
 from cloister.log import replication
 from cloister.log.witness import Witnessed, judge
 from cloister.wire import bhttp, calls, cbor, envelope, handover, manifest, padding, statements
@@ -154,10 +154,10 @@ def test_replicas(case: Case) -> None:
             asked = handover.HandoverRequest(
                 key.public_key, raw(case, "challenge"), raw(case, "configuration"), raw(case, "bundle"), evidence
             )
-            secret = handover.open_root_secret({"sealed": raw(case, "sealed")}, asked, raw(case, "ks"), key)
-            assert secret.reveal() == raw(case, "root")
+            root = decode_root(handover.open_sealed_root({"sealed": raw(case, "sealed")}, asked, raw(case, "ks"), key))
+            assert root.secret.reveal() == raw(case, "root")
             assert asked.report_data(raw(case, "ks")) == raw(case, "report_data")
-            assert root_of(secret).id == raw(case, "ks")
+            assert root.id == raw(case, "ks")
         else:
             replication_key = root_of(SecretBytes(raw(case, "root"))).replication_key
             fields = replication.open_request(replication_key, raw(case, "request"))

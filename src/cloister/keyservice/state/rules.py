@@ -13,7 +13,7 @@ from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context
 from cloister.crypto.sign import verify
-from cloister.keyservice.state import State
+from cloister.keyservice.state.state import State
 from cloister.wire.statements import (
     REQUEST_KEY,
     Consent,

@@ -19,7 +19,7 @@ from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.limits import CONFIRM_INTERVAL_S, CONFIRM_PATIENCE_S, CONFIRM_RETRY_S, MAX_WITNESSES
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.anchor import AnchorState, HeadSource
+from cloister.keyservice.anchors.port import AnchorState, HeadSource
 from cloister.log.witness import agreed_time
 from cloister.wire.calls import LogHead
 from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, Cosignature, parse_cosignatures

@@ -21,10 +21,10 @@ from cloister.base.errors import InvalidInput, Refused, Tampered
 from cloister.crypto.digest import same
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.keyservice.freshness import Challenges
-from cloister.keyservice.root import Root, root_of
+from cloister.keyservice.root import Root, decode_root
 from cloister.wire import calls
 from cloister.wire.calls import Description, WireEvidence
-from cloister.wire.handover import HandoverRequest, handover_report_data, open_root_secret, seal_root
+from cloister.wire.handover import HandoverRequest, handover_report_data, open_sealed_root, seal_root
 
 DESCRIPTION_PATH: Final = "/v1/replica/description"
 CHALLENGE_PATH: Final = "/v1/replica/challenge"
@@ -90,7 +90,7 @@ class Donor:
         )
         check_code(self._claims(bundle), verified.claims)
         self.challenges.redeem(request.challenge, self._now())
-        return seal_root(request, self._root.id, self._root.secret), verified.claims
+        return seal_root(request, self._root.id, self._root.encode()), verified.claims
 
     def _claims(self, bundle: TrustBundle) -> Claims:
         """Of our own evidence, which must satisfy the bundle as any KeyService's."""
@@ -136,7 +136,7 @@ def receive_root(
     request = HandoverRequest(key.public_key, challenge, configuration.encoded, bundle.digest, wire)
     call = calls.seal_call(description, calls.HANDOVER, request.encode())
     result = calls.open_reply(call, giver.post(HANDOVER_PATH, call.data, limit=MAX_REPLY))
-    root = root_of(open_root_secret(result, request, description.keyservice, key))
+    root = decode_root(open_sealed_root(result, request, description.keyservice, key))
     if not same(root.id, description.keyservice):
         raise Tampered("handover-other", "what was handed over is not the root of the KeyService that was attested")
     return root

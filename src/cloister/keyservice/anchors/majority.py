@@ -14,10 +14,10 @@ from typing import final
 from cloister.base.clock import Clock
 from cloister.base.errors import Unavailable
 from cloister.base.limits import CONFIRM_PATIENCE_S, CONFIRM_RETRY_S, FOLLOWER_SILENCE_S
-from cloister.keyservice.anchor import AnchorState, HeadSource
+from cloister.keyservice.anchors.port import AnchorState, HeadSource
+from cloister.keyservice.anchors.witnesses import UNCONFIRMED, WitnessAnchor
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import no_leader
-from cloister.keyservice.witnesses import UNCONFIRMED, WitnessAnchor
 from cloister.log.witness import agreed_time
 from cloister.wire import cbor
 from cloister.wire.calls import LogHead

@@ -15,7 +15,7 @@ from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
 from cloister.keyservice.app import ROOT_FILE, STORE_FILE, Tee, initialise
-from cloister.keyservice.handover import receive_root
+from cloister.keyservice.replication.handover import receive_root
 from cloister.keyservice.root import Root, keep_root, open_root
 from cloister.keyservice.settings import Settings
 

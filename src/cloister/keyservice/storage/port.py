@@ -1,7 +1,7 @@
 """Ports to durable storage. The store is hostile: it may lose, move, copy, swap or bring back records.
 
 Two levels: :class:`Rows` is dumb atomic storage of encrypted records (SQLite, memory, later PostgreSQL), and
-:class:`~cloister.keyservice.sealed_store.SealedStore` makes a :class:`KeyStore` of any of them.
+:class:`~cloister.keyservice.storage.sealed.SealedStore` makes a :class:`KeyStore` of any of them.
 """
 
 from __future__ import annotations

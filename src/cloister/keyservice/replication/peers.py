@@ -14,7 +14,7 @@ from cloister.adapters.http.origin import parse_origin
 from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.limits import MAX_CALL, MAX_REPLICA_REPLY, REPLICA_DEADLINE_S
 from cloister.keyservice.proposals import no_leader
-from cloister.keyservice.replica import Replica
+from cloister.keyservice.replication.replica import Replica
 from cloister.keyservice.root import write_new
 from cloister.log.replication import REPLICA_ID_LENGTH
 

@@ -20,8 +20,8 @@ from cloister.base.errors import Tampered
 from cloister.base.ids import ModelId
 from cloister.base.limits import REQUEST_FRESHNESS_S
 from cloister.crypto.digest import Context, digest
-from cloister.keyservice.rules import authenticate
-from cloister.keyservice.state import SecretPlace, State
+from cloister.keyservice.state.rules import authenticate
+from cloister.keyservice.state.state import SecretPlace, State
 from cloister.log import entry as log
 from cloister.log.entry import Entry, Genesis, ReleaseRecord, ServiceKeyEpoch
 from cloister.wire.statements import (

@@ -23,11 +23,11 @@ from cloister.base.limits import (
     REPLICA_WAIT_S,
 )
 from cloister.crypto.digest import same
+from cloister.keyservice.anchors.majority import MajorityAnchor
+from cloister.keyservice.anchors.probe import Probe
 from cloister.keyservice.ledger import Ledger
-from cloister.keyservice.majority import MajorityAnchor
-from cloister.keyservice.probe import Probe
 from cloister.keyservice.root import Root
-from cloister.keyservice.store import SealedEntry
+from cloister.keyservice.storage.port import SealedEntry
 from cloister.log.merkle import verify_inclusion
 from cloister.log.replication import (
     ENTRY,
@@ -58,7 +58,7 @@ _PAUSE_S: Final = 0.25
 
 
 class Peer(Protocol):
-    """Port: another replica, or this one by another name. Real: ``keyservice.peers.HttpPeer``."""
+    """Port: another replica, or this one by another name. Real: ``keyservice.replication.peers.HttpPeer``."""
 
     @property
     def origin(self) -> str:

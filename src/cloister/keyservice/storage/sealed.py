@@ -17,7 +17,7 @@ from cloister.base.limits import MAX_ENTRY
 from cloister.base.secret import SecretBytes
 from cloister.crypto.box import open_once, seal_once
 from cloister.crypto.digest import Context, derive, digest, same
-from cloister.keyservice.store import ENTRIES, HEAD, SECRETS, NewEntry, Row, Rows, SealedEntry
+from cloister.keyservice.storage.port import ENTRIES, HEAD, SECRETS, NewEntry, Row, Rows, SealedEntry
 from cloister.wire import cbor
 from cloister.wire.cbor import Fields
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final, final
 
 from cloister.base.errors import CloisterError, Tampered, Unavailable
-from cloister.keyservice.sealed_store import unavailable
-from cloister.keyservice.store import TABLES, Row
+from cloister.keyservice.storage.port import TABLES, Row
+from cloister.keyservice.storage.sealed import unavailable
 
 SCHEMA_VERSION: Final = 1
 # SQLITE_ERROR is what a missing table or column gives: our statements are fixed, so the file is not ours any more

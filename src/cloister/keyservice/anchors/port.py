@@ -1,8 +1,7 @@
 """What keeps a KeyService from being rolled back or forked: its head is confirmed from outside (protocol.md, 13.10).
 
-:class:`Anchor` is the port; :class:`Unanchored` is ``rollback_protection: none``. Witnesses are in
-``keyservice.witnesses``, and behind a majority of replicas in ``keyservice.majority``; a hardware counter would be a
-further anchor.
+:class:`Anchor` is the port; :class:`Unanchored` is ``rollback_protection: none``. Witnesses are beside it, and a
+majority of replicas before them; a hardware counter would be a further anchor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The KeyService's state: what replaying its log gives (spec/protocol.md, section 6 and clause 13.1). No I/O.
 
-``rules.check`` says whether a statement may be applied now; :func:`cloister.keyservice.transitions.apply` applies an
-entry that is in the log. Secrets are not here: the state knows only beside which entry each arrived, its commitment
-and until when it lives.
+``rules.check`` says whether a statement may be applied now; ``transitions.apply`` applies an entry that is in the log.
+Secrets are not here: the state knows only beside which entry each arrived, its commitment and until when it lives.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 
 from cloister.access.records import ConsentRecord, Facts, GrantRecord, Identity, Model, ServiceKey
 from cloister.base.ids import ModelId
-from cloister.keyservice.tables import Index, Journal, Numbers, Table
+from cloister.keyservice.state.tables import Index, Journal, Numbers, Table
 from cloister.log.entry import Genesis
 
 ServiceKeyName = tuple[ModelId, bytes | None, bytes]

@@ -1,0 +1,39 @@
+"""Make, run and look at a KeyService.
+
+    cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE] [--keep [--replica N]]
+    cloister keyservice join   --state DIR --from URL [--keyservice ID] [the options of `run`]
+    cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
+    cloister keyservice status --state DIR | --address URL
+
+`init` makes the root secret, sealed to this code and this configuration, and prints what a trust bundle must name.
+`join` gets the root secret from a running one of the same code and configuration, after mutual attestation.
+`run` serves until it is told to stop (SIGTERM finishes what is under way). `status` asks a running one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Final
+
+from cloister.cli.keyservice import init, join, serve, status
+from cloister.cli.output import Output
+
+ACTIONS: Final = {"init": init, "join": join, "run": serve, "status": status}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Each action's options."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+    for name, module in ACTIONS.items():
+        module.configure(
+            actions.add_parser(name, parents=[common], help=module.SUMMARY, description=(module.__doc__ or "").strip())
+        )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Do it."""
+    action: Callable[[argparse.Namespace, Output], int] = ACTIONS[args.action].run
+    return action(args, out)

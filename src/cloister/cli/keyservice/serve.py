@@ -1,0 +1,105 @@
+"""Serve until it is told to stop; SIGTERM finishes what is under way."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cloister.base.errors import InvalidInput
+from cloister.cli.keyservice import options
+from cloister.cli.listen import parse_listen
+from cloister.cli.output import Output
+
+if TYPE_CHECKING:
+    import ssl
+
+SUMMARY: Final = "serve until it is told to stop"
+DEFAULT_LISTEN: Final = "127.0.0.1:8440"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    options.add_state(parser)
+    parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default {DEFAULT_LISTEN}")
+    options.add_tee(parser)
+    options.add_trust(parser)
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="speak TLS with this certificate chain, PEM")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="and its key, PEM, not encrypted")
+    parser.add_argument(
+        "--witness",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="where a witness of the configuration answers; once for each",
+    )
+    options.add_peers(parser, "where another replica answers; once for each, and itself may be among them")
+    options.add_keyservice_id(parser)
+    parser.add_argument(
+        "--new",
+        action="store_true",
+        help="where the TEE has no sealing key and no peer answers, make a new KeyService, as `init` does",
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Do it."""
+    from cloister.adapters.collateral.configured import open_collateral
+    from cloister.adapters.http.blocking import HttpClient
+    from cloister.adapters.keyservice import HttpTransport
+    from cloister.adapters.logs import JsonLog
+    from cloister.adapters.process import raise_file_limit
+    from cloister.adapters.process import run as run_loop
+    from cloister.adapters.tee.endorsing import EndorsingAttester
+    from cloister.keyservice.app import serve, trust_bundle
+    from cloister.keyservice.replication.joining import Joining, find_root
+
+    state: Path = args.state
+    host, port = parse_listen(args.listen)
+    place = options.open_place(args)
+    settings, tee, clock = place.settings, place.tee, place.clock
+    cache = state / "collateral" if state.is_dir() else None
+    collateral = open_collateral(args.collateral, settings.anchors(), clock, cache=cache)
+    if args.collateral:  # clients then need no source of their own
+        tee = replace(tee, attester=EndorsingAttester(tee.attester, collateral))
+    raise_file_limit()
+    events = JsonLog(clock, service="keyservice")
+    bundle = trust_bundle(args.bundle, settings, clock)
+    client = HttpClient(clock)
+    try:
+        givers = [HttpTransport(client, address) for address in args.peer]
+        expected = options.keyservice_id(args.keyservice)
+        joining = Joining(givers, bundle, collateral, expected) if givers and bundle else None
+        root = find_root(state, tee, settings, joining, clock=clock, events=events, new=args.new)
+    finally:
+        client.close()
+    run_loop(
+        serve(
+            state,
+            root,
+            tee,
+            settings,
+            host=host,
+            port=port,
+            clock=clock,
+            collateral=collateral,
+            bundle=bundle,
+            events=events,
+            witnesses=args.witness,
+            peers=args.peer,
+            tls=_tls(args),
+            ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),
+        )
+    )
+    return 0
+
+
+def _tls(args: argparse.Namespace) -> ssl.SSLContext | None:
+    if args.tls_cert is None and args.tls_key is None:
+        return None
+    if args.tls_cert is None or args.tls_key is None:
+        raise InvalidInput("argument", "`cloister keyservice run` needs both --tls-cert and --tls-key")
+    from cloister.adapters.http.tls import server_context
+
+    return server_context(args.tls_cert, args.tls_key)

@@ -1,0 +1,1 @@
+"""What confirms a log head from outside: witnesses, and a majority of replicas before them (claim S7)."""
