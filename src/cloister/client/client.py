@@ -31,7 +31,7 @@ from cloister.client.account import Account
 from cloister.client.evidence import ProfileCollateral
 from cloister.client.exchange import DEADLINE_S, OUTER_REFUSAL, SEALED_HEADERS, content_of, pause_before_next
 from cloister.client.identity import Identity, list_identities, load_identity
-from cloister.client.inference import Outputs, SealedInference, open_http, open_inference, seal_http, seal_inference
+from cloister.client.inference import Outputs, SealedInference, open_answer, open_inference, seal_http, seal_inference
 from cloister.client.keyring import Keyring
 from cloister.client.ownership import Ownership
 from cloister.client.profile import Profile, default_home, load_profile
@@ -164,7 +164,9 @@ class Client(Ownership, Usage):
 
             key, path = self.keys.key(target), f"/v2/models/{target.name}"
             sealed = seal_http(key, self.account.identity, now, method="GET", path=path)
-            value = json.loads(bytes(open_http(sealed, self.exchange(sealed, deadline_s)).content))
+            consented = self.keys.consented(target)
+            response, _ = open_answer(sealed, self.exchange(sealed, deadline_s), consented.manifest_digest)
+            value = json.loads(bytes(response.content))
             if not isinstance(value, dict):
                 raise InvalidInput("oip-malformed", "the model's metadata is not an object")
             return value

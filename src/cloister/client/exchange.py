@@ -17,6 +17,7 @@ _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 _AGAIN: Final = frozenset({"connect-failed", "no-answer", "deadline-exceeded", "client-overloaded", "answer-truncated"})
 # A rule of the owner's and not a hiccup: nobody waits for it silently, though the answer says when it ends.
 _NEVER_AGAIN: Final = frozenset({"quota-exhausted"})
+_MAY_START: Final = "An instance may still start, or cannot get its keys: give it longer, or ask the operator."
 
 
 def content_of(answer: Answer) -> bytes:
@@ -29,12 +30,12 @@ def content_of(answer: Answer) -> bytes:
 def pause_before_next(error: Unavailable, attempt: int, left_s: float) -> float:
     """Seconds to wait before an inference is sent again.
 
-    :raises Unavailable: ``error`` itself, when sending again is not known to be safe or there is no time left.
+    :raises Unavailable: ``error``, when sending again is not known to be safe or there is no time left.
     """
     pause = error.retry_after or _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
     again = error.code in _AGAIN or (error.retry_after is not None and error.code not in _NEVER_AGAIN)
-    if not again or pause >= left_s:
-        if error.code == "deadline-exceeded" and error.hint is None:
-            error.hint = "An instance may still start, or cannot get its keys: give it longer, or ask the operator."
-        raise error
-    return pause
+    if again and pause < left_s:
+        return pause
+    if error.code == "deadline-exceeded":  # of any HTTP exchange; here it was one with a gateway
+        raise Unavailable(error.code, error.message, retry_after=error.retry_after, hint=_MAY_START) from error
+    raise error

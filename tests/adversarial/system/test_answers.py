@@ -52,7 +52,9 @@ def test_s3_only_the_whole_answer_to_this_very_request_opens(world: Any, model: 
             open_inference(one, bad, None)
 
 
-def test_s3_an_answer_says_which_model_code_and_policies_it_comes_from(world: Any, model: Any) -> None:
+def test_s3_an_answer_says_which_model_code_and_policies_it_comes_from(
+    world: Any, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = world.user.infer(model, {"x": world.row()})
     policy = world.scene.cloud.runtime_policy().digest
     assert found.provenance.measurement == measure_installation()
@@ -63,6 +65,11 @@ def test_s3_an_answer_says_which_model_code_and_policies_it_comes_from(world: An
     answer = bytes(world.scene.send(world.scene.gateway, request).body)
     with pytest.raises(Tampered, match="model-other"):
         open_inference(request, answer, b"d" * 32)
+    other = dataclasses.replace(world.user.keys.consented(model), manifest_digest=b"d" * 32)
+    monkeypatch.setattr(world.user.keys, "consented", lambda _model: other)
+    for ask in (lambda: world.user.infer(model, {"x": world.row()}), lambda: world.user.metadata(model)):
+        with pytest.raises(Tampered, match="model-other"):
+            ask()
 
 
 def test_s3_a_consent_to_one_version_is_never_answered_by_another(world: Any) -> None:
