@@ -1,6 +1,6 @@
 """Ports to durable storage. The store is hostile: it may lose, move, copy, swap or bring back records.
 
-Two levels: :class:`Rows` is dumb atomic storage of encrypted records (SQLite, memory, later PostgreSQL), and
+Two levels: :class:`Rows` is dumb atomic storage of encrypted records (SQLite, PostgreSQL, memory), and
 :class:`~cloister.keyservice.storage.sealed.SealedStore` makes a :class:`KeyStore` of any of them.
 """
 
@@ -15,7 +15,9 @@ from cloister.base.secret import SecretBytes
 ENTRIES = "entries"
 SECRETS = "secrets"
 HEAD = "head"
-TABLES = (ENTRIES, SECRETS, HEAD)
+BLOCKS = "blocks"
+SNAPSHOTS = "snapshots"
+TABLES = (ENTRIES, SECRETS, HEAD, BLOCKS, SNAPSHOTS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Final, final
 
 from cloister.base.errors import CloisterError, Tampered, Unavailable
+from cloister.keyservice.storage.migrations import Dialect, pending
 from cloister.keyservice.storage.port import TABLES, Row
 from cloister.keyservice.storage.sealed import unavailable
 
-SCHEMA_VERSION: Final = 1
+_DIALECT: Final = Dialect(integer="INTEGER", blob="BLOB", strict=" STRICT")
 # SQLITE_ERROR is what a missing table or column gives: our statements are fixed, so the file is not ours any more
 _CORRUPT: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_MISMATCH", "SQLITE_ERROR")
 
@@ -26,7 +27,8 @@ class SqliteRows:
     """Records in ``path``; ``path`` with ``.lock`` after it is held while it is open.
 
     :raises Unavailable: ``store-locked`` while another process has it; ``store-unavailable``.
-    :raises Tampered: ``store-corrupt`` when the file is no database, or of an unknown schema.
+    :raises Refused: ``store-newer``: a newer Cloister wrote it.
+    :raises Tampered: ``store-corrupt`` when the file is no database, or its schema is not ours.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,15 +62,15 @@ class SqliteRows:
         return connection
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            connection.execute("BEGIN IMMEDIATE")
-            for table in TABLES:
-                connection.execute(f"CREATE TABLE {table} (idx INTEGER PRIMARY KEY, record BLOB NOT NULL) STRICT")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("COMMIT")
-        elif version != SCHEMA_VERSION:
-            raise Tampered("store-corrupt", f"the store has schema version {version}; {SCHEMA_VERSION} is understood")
+        steps = pending(connection.execute("PRAGMA user_version").fetchone()[0])
+        if not steps:
+            return
+        connection.execute("BEGIN IMMEDIATE")  # closing the connection, or a crash, takes all of it back
+        for step in steps:
+            for statement in step.sql(_DIALECT):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {step.version}")
+        connection.execute("COMMIT")
 
     @property
     def _open(self) -> sqlite3.Connection:
