@@ -27,7 +27,7 @@ PYTHON = "3.11"
 # Gateway and witness need no engine and verify no evidence. grpcio is for the external scaler, obstore for models that
 # the gateway looks up in an object store, the rest for clusters.
 CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio", "obstore", "kubernetes", "aiohttp")
-EXTRAS = ("litert", "objectstores", "scaler", "kubernetes")
+EXTRAS = ("litert", "objectstores", "custodians", "scaler", "kubernetes")
 # What services never load of their distributions, 60 MB and 115 MB; tests compute with both engines and drive a cluster
 # without it. Of the Kubernetes client, the models and calls of every resource (cloister.platforms.kubernetes.api), but
 # for the packages' own files, which know what they would load.
@@ -35,6 +35,8 @@ UNUSED = (
     *("numpy/**/tests", "numpy/distutils", "numpy/f2py"),
     *("onnxruntime/transformers", "onnxruntime/quantization", "onnxruntime/tools", "onnxruntime/datasets"),
     *("ai_edge_litert/tools", "ai_edge_litert/vendors", "ai_edge_litert/libLiteRtWebGpuAccelerator.so"),
+    # Of PyCryptodome, whose sharing of secrets is used: all of its C, and what needs it.
+    *(f"Crypto/{name}" for name in ("Cipher", "Hash", "IO", "Math", "PublicKey", "SelfTest", "Signature", "*/*.so")),
     *("kubernetes/client/api/[!_]*", "kubernetes/client/models/[!_]*"),
     *("kubernetes/aio/client/api/[!_]*", "kubernetes/aio/client/models/[!_]*"),
 )

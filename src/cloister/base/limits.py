@@ -90,6 +90,12 @@ LEADER_REST_S: Final = 10.0  # one that led without a majority lets others try s
 LEAD_DEFERRALS: Final = 8  # how often a replica lets one with a longer log go first
 REPEATED_STATEMENTS: Final = 64  # newest entries of an identity among which a repeated statement is looked for
 
+# --- custodians (clauses 13.24 ff.) ---
+MAX_CUSTODIANS: Final = 16  # people or organisations who are called together; a share of each is 1.2 KiB of the record
+MAX_CUSTODY_RECORD: Final = 64 * KIB  # 16 shares and the root; it is kept beside an entry, whose limit is 80 KiB
+MAX_RECOVERY_OFFER: Final = 512 * KIB  # such a record, evidence and what was endorsed with it
+MAX_RECOVERY_ANSWER: Final = 2 * KIB  # a share of 32 bytes, sealed
+
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*
 MAX_VERSION: Final = 32

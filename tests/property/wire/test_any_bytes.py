@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.base.errors import CloisterError, InvalidInput
-from cloister.wire import bhttp, calls, cbor, envelope, manifest, oip, padding, provisioning, statements
+from cloister.log import custody as entries
+from cloister.wire import (
+    bhttp,
+    calls,
+    cbor,
+    custody,
+    envelope,
+    manifest,
+    oip,
+    padding,
+    provisioning,
+    recovery,
+    statements,
+)
 
 PARSERS: dict[str, Callable[[bytes], object]] = {
     "cbor": lambda data: cbor.decode(data, limit=1 << 20, what="x"),
@@ -20,6 +33,11 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "description": calls.Description.decode,
     "attest": provisioning.AttestRequest.decode,
     "session call": provisioning.parse_session_call,
+    "recovery record": custody.CustodyRecord.decode,
+    "custody entry": entries.CustodySet.decode,
+    "recovery entry": entries.Recovery.decode,
+    "offer to custodians": recovery.Offer.decode,
+    "answer of a custodian": recovery.Answer.decode,
     "manifest": manifest.Manifest.parse,
     "model description": manifest.Description.decode,
     "request header": envelope.RequestHeader.decode,

@@ -19,6 +19,7 @@ ALWAYS = {"cryptography", "cbor2", "dcap-qvl", "httptools", "uvloop", "numpy", "
 OPTIONAL = {
     "ai-edge-litert": "litert",  # models of that engine
     "obstore": "objectstores",  # models in S3, Google Cloud Storage, Azure
+    "pycryptodome": "custodians",  # shares of the KeyService's root
 }
 MODULES = {"cloister", "cryptography", "cbor2", "dcap_qvl", "httptools", "uvloop", "numpy", "onnxruntime"}
 

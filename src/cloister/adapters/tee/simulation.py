@@ -37,6 +37,7 @@ TRUSTED_DISTRIBUTIONS: Final = (
     "onnxruntime",
     "ai-edge-litert",
     "obstore",
+    "pycryptodome",
 )
 
 _SEALED_VERSION: Final = b"\x01"
