@@ -37,6 +37,7 @@ with atheris.instrument_imports(include=["cloister.wire", "cloister.log", "clois
         checkpoint,
         cose,
         envelope,
+        log_keys,
         manifest,
         oip,
         padding,
@@ -128,7 +129,7 @@ def reply(data: bytes) -> None:
         with contextlib.suppress(InvalidInput):
             provisioning.Release.read(result)
         with contextlib.suppress(CloisterError):
-            receipt.check_statement_receipt(result, b"statement", KEY.public_key)
+            receipt.check_statement_receipt(result, b"statement", log_keys.LogKeys(KEY.public_key))
 
 
 def session_call(data: bytes) -> None:
@@ -268,7 +269,7 @@ def signed_receipt(data: bytes) -> None:
     """Behind a good signature a proof may still be wrong."""
     for item in (data, cose.sign1(KEY, Context.KEYSERVICE_RECEIPT, data)):
         with contextlib.suppress(CloisterError):
-            receipt.verify_receipt(item, KEY.public_key)
+            receipt.verify_receipt(item, log_keys.LogKeys(KEY.public_key))
 
 
 def status(data: bytes) -> None:
@@ -296,7 +297,7 @@ DESCRIPTION = calls.Description(
     keyservice=calls.keyservice_id(KEY.public_key),
     epoch=b"e" * 16,
     call_key=HPKE.public_key,
-    log_key=KEY.public_key,
+    log_keys=log_keys.LogKeys(KEY.public_key),
     configuration=b"c",
     bundle_digest=bytes(32),
     evidence=calls.WireEvidence("simulation", b"body", {}),

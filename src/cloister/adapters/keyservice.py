@@ -23,7 +23,7 @@ from cloister.attest.types import Appraisal, Collateral, CollateralSource, Confi
 from cloister.attest.verify import verify
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
-from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_LEAVES, MAX_STATUS
+from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_LEAVES, MAX_LOG_KEYS, MAX_STATUS
 from cloister.base.secret import SecretBytes
 from cloister.log.export import MAX_HEADER_RECORD, ExportHeader
 from cloister.log.merkle import HASH_LENGTH, MAX_PROOF, MerkleTree, verify_consistency
@@ -32,8 +32,9 @@ from cloister.log.witness import require_quorum
 from cloister.wire import calls, cbor
 from cloister.wire.calls import Description, LogHead
 from cloister.wire.cbor import Fields
+from cloister.wire.log_keys import LogKeys
 
-MAX_DESCRIPTION: Final = MAX_EVIDENCE + MAX_COLLATERAL + 16384
+MAX_DESCRIPTION: Final = MAX_EVIDENCE + MAX_COLLATERAL + MAX_LOG_KEYS + 16384
 MAX_REPLY: Final = 4 * MAX_CALL
 UNCONFIRMED: Final = "keyservice-unconfirmed"
 # What a KeyService of several replicas says, or the way to it, while another one takes over.
@@ -104,11 +105,17 @@ class HttpTransport:
 
 
 class HeadMemory(Protocol):
-    """Port: remembers the newest log head seen of a KeyService, over restarts where there is a disk (claim S7)."""
+    """Port: remembers the newest log head seen of a KeyService, over restarts where there is a disk (claim S7), and
+    its log keys (clause 13.27.5).
+    """
 
     def newest(self, keyservice: bytes) -> LogHead | None: ...
 
     def remember(self, keyservice: bytes, head: LogHead) -> None: ...
+
+    def log_keys(self, keyservice: bytes) -> LogKeys | None: ...
+
+    def remember_log_keys(self, keys: LogKeys) -> None: ...
 
 
 class VolatileHeads:
@@ -116,6 +123,7 @@ class VolatileHeads:
 
     def __init__(self) -> None:
         self._heads: dict[bytes, LogHead] = {}
+        self._log_keys: dict[bytes, LogKeys] = {}
 
     def newest(self, keyservice: bytes) -> LogHead | None:
         """The newest head, if any was seen."""
@@ -124,6 +132,14 @@ class VolatileHeads:
     def remember(self, keyservice: bytes, head: LogHead) -> None:
         """Keep this head."""
         self._heads[keyservice] = head
+
+    def log_keys(self, keyservice: bytes) -> LogKeys | None:
+        """The log keys, if any were seen."""
+        return self._log_keys.get(keyservice)
+
+    def remember_log_keys(self, keys: LogKeys) -> None:
+        """Keep these."""
+        self._log_keys[keys.keyservice] = keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +229,23 @@ def check_head(seen: LogHead | None, head: LogHead, floor: LogHead | None = None
         raise Tampered("keyservice-forked", f"the KeyService's log has two histories of {head.size} entries", hint=hint)
 
 
+def check_log_keys(known: LogKeys | None, keys: LogKeys) -> None:
+    """Refuse a KeyService that signs with a retired key, or with another one than follows those known (13.27.5).
+
+    :raises Tampered: ``keyservice-rolled-back``, ``keyservice-forked``.
+    """
+    if known is None or keys.continues(known):
+        return
+    if known.continues(keys):
+        raise Tampered(
+            "keyservice-rolled-back",
+            f"the KeyService uses its log key {keys.generation}, which was retired: it has rotated its root "
+            f"{known.generation} times",
+            hint=_HISTORY_HINT,
+        )
+    raise Tampered("keyservice-forked", "the KeyService's log key has two successors", hint=_HISTORY_HINT)
+
+
 def fetch_log(transport: Transport) -> tuple[ExportHeader, bytes]:
     """The log's signed head and all its leaves, which make its root; whose log it is, is the caller's to know.
 
@@ -297,6 +330,8 @@ class KeyServiceLink:
             collateral=self._collateral.collateral(source),
             now=self._clock.now(),
         )
+        with self._heads_lock:
+            check_log_keys(self._heads.log_keys(description.keyservice), description.log_keys)
         self._unconfirmed = None
         replicas = attested.appraisal.configuration.values.get("replicas", 0)
         self._replicated = type(replicas) is int and replicas > 1
@@ -312,6 +347,15 @@ class KeyServiceLink:
         nonce, floor = secrets.token_bytes(32), self.newest(description.keyservice)
         status = self._transport.post("/v1/status", nonce, limit=MAX_STATUS)
         self.saw(description.keyservice, calls.verify_status(status, description, nonce), floor=floor)
+        self._saw_log_keys(description.log_keys)
+
+    def _saw_log_keys(self, keys: LogKeys) -> None:
+        """Remember those of a KeyService that was attested, and whose head was confirmed as the bundle demands."""
+        with self._heads_lock:
+            known = self._heads.log_keys(keys.keyservice)
+            check_log_keys(known, keys)
+            if keys != known:
+                self._heads.remember_log_keys(keys)
 
     def _confirmed(self) -> AttestedKeyService:
         """The KeyService, its head confirmed by witnesses where the bundle demands it."""
@@ -419,7 +463,10 @@ class KeyServiceLink:
         attested = self.attested()
         floor = self.newest(attested.description.keyservice)
         header, leaves = fetch_log(self._transport)
-        if header.keyservice != attested.description.keyservice:
+        if header.log_keys != attested.description.log_keys:  # its root may have been rotated since it was attested
+            self.forget()
+            attested = self.attested()
+        if header.log_keys != attested.description.log_keys:
             raise Tampered("log-head", "the checkpoint is of another KeyService than the one that was attested")
         self.saw(header.keyservice, header.head, floor=floor)
         return header, leaves

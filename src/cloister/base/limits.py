@@ -71,13 +71,18 @@ CONFIRM_RETRY_S: Final = 1.0  # after a witness failed
 WITNESS_DEADLINE_S: Final = 5.0  # for one exchange with a witness
 HEAD_FRESHNESS_S: Final = 120  # how old a co-signature may be for a caller: twelve intervals
 
+# --- rotation of the KeyService's root (clause 13.27) ---
+MAX_ROOT_GENERATIONS: Final = 16  # log keys of one KeyService: descriptions and exports carry all their certificates
+MAX_KEY_CERTIFICATE: Final = 512  # 230 bytes with the largest numbers
+MAX_LOG_KEYS: Final = MAX_ROOT_GENERATIONS * MAX_KEY_CERTIFICATE
+
 # --- replicas of the KeyService (clauses 13.14 ff.) ---
 MAX_REPLICAS: Final = 3  # with five, unconfirmed entries of three that led and died could leave no majority (ADR 12)
 JOIN_PATIENCE_S: Final = 60.0  # how long one that starts asks its peers for the root secret
 JOIN_RETRY_S: Final = 1.0
 REPLICA_ROWS: Final = 256  # entries in one answer to a replica that follows, and
 REPLICA_ROWS_BYTES: Final = MIB  # their bytes; one entry at least
-MAX_ROOT: Final = 4 * KIB  # the root secret with what is kept of earlier ones
+MAX_ROOT: Final = 8 * KIB  # the root secret with what is kept of earlier ones
 MAX_SEALED_ROOT: Final = 16 * KIB  # sealed by whatever the TEE has
 MAX_REPLICA_REQUEST: Final = 8 * KIB  # a position and a head with the co-signatures of all witnesses
 MAX_REPLICA_REPLY: Final = 2 * MIB  # a full answer with its frame

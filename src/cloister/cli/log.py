@@ -107,7 +107,7 @@ def _verify(args: argparse.Namespace) -> VerifiedExport:
         verified.check_same_history(_read(path, (), 0))
     for path in args.receipt:
         data = read_file(path, limit=MAX_RECEIPT, what="the receipt")
-        verified.check_receipt(verify_receipt(data, verified.header.log_key))
+        verified.check_receipt(verify_receipt(data, verified.header.log_keys))
     return verified
 
 
@@ -138,6 +138,7 @@ def _report(verified: VerifiedExport, out: Output) -> int:
         "time": header.head.time,
         "leaves": verified.tree is not None,
         "opened": len(verified.entries),
+        "log_keys": [key.hex() for key in header.log_keys.all],
         "cosigned": {item.key.hex(): item.time for item in verified.cosignatures},
     }
     lines = [
@@ -146,6 +147,10 @@ def _report(verified: VerifiedExport, out: Output) -> int:
         "  all leaves are there and make its root"
         if verified.tree
         else "  without leaves: histories cannot be compared",
+        *(
+            f"  its root was rotated at entry {item.size}, {_when(item.time)}: log key {item.key.hex()} from there on"
+            for item in header.log_keys.certificates
+        ),
         *(f"  co-signed by witness {item.key.hex()} at {_when(item.time)}" for item in verified.cosignatures),
     ]
     if not verified.cosignatures:

@@ -58,8 +58,9 @@ class Account:
         sent = b""
 
         def signed(attested: AttestedKeyService) -> bytes:
-            nonlocal sent
-            if sent and attested.description.keyservice == description.keyservice:
+            nonlocal sent, description
+            before, description = description, attested.description  # its log key may be another one by now (13.27)
+            if sent and attested.description.keyservice == before.keyservice:
                 return sent  # the very same bytes: acknowledged again, and never applied twice (clause 13.10)
             statement = Statement(
                 keyservice=attested.description.keyservice,
@@ -74,7 +75,7 @@ class Account:
             return sent
 
         acknowledged = self._until_confirmed(lambda: self.link.call(calls.STATEMENT, signed, keys))
-        receipt = check_statement_receipt(acknowledged, sent, description.log_key)
+        receipt = check_statement_receipt(acknowledged, sent, description.log_keys)
         self.link.saw(description.keyservice, receipt.head)
         return acknowledged
 

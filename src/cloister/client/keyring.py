@@ -23,6 +23,7 @@ from cloister.client.files import read_private, write_private
 from cloister.client.identity import Identity
 from cloister.crypto.digest import Context, derive
 from cloister.wire.calls import LogHead
+from cloister.wire.log_keys import LogKeys
 
 FILE: Final = "keyring"
 
@@ -77,6 +78,18 @@ class Keyring:
             heads = state.setdefault("heads", {})
             if heads.get(keyservice.hex(), {"size": -1})["size"] < head.size:
                 heads[keyservice.hex()] = entry
+
+    def log_keys(self, keyservice: bytes) -> LogKeys | None:
+        """The log keys seen (``adapters.keyservice.HeadMemory``)."""
+        entry = self._read().get("log_keys", {}).get(keyservice.hex())
+        return LogKeys.read([bytes.fromhex(item) for item in entry]) if entry else None
+
+    def remember_log_keys(self, keys: LogKeys) -> None:
+        """Keep them."""
+        with self._change() as state:
+            kept = state.setdefault("log_keys", {})
+            if len(kept.get(keys.keyservice.hex(), ())) < len(keys.items()):
+                kept[keys.keyservice.hex()] = [item.hex() for item in keys.items()]
 
     # --- an owner's model keys ---
 

@@ -220,7 +220,7 @@ def assemble(
                 hint="Say --peer URL for each other replica; `replicas` in the configuration says how many there are.",
             )
         anchor = make_anchor(settings, root, witnesses, clock, events)
-        ledger = Ledger(SealedStore(rows, root.store_key, root.id), clock, anchor)
+        ledger = Ledger(SealedStore(rows, root.store_key, root.id, root.entry_keys), clock, anchor)
         if not settings.replicas or ledger.head().size:  # a replica that joined has nothing yet
             ledger.require_genesis(root.id)
         configuration = settings.measured()
@@ -228,7 +228,7 @@ def assemble(
             tee.attester,
             clock,
             keyservice=root.id,
-            log_key=root.log_key.public_key,
+            log_keys=root.log_keys,
             configuration=configuration.encoded,
             bundle_digest=bundle_digest,
             length_s=settings.epoch_s,
@@ -341,7 +341,7 @@ def make_replica(
             keys=settings.witnesses,
             threshold=settings.witness_threshold,
             keyservice=root.id,
-            log_key=root.log_key.public_key,
+            log_keys=root.log_keys,
         ),
         clock=clock,
         events=events,

@@ -12,6 +12,7 @@ from cloister.attest.types import Attester
 from cloister.base.clock import Clock
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.wire.calls import Description, WireEvidence, keyservice_report_data
+from cloister.wire.log_keys import LogKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Epochs:
         clock: Clock,
         *,
         keyservice: bytes,
-        log_key: bytes,
+        log_keys: LogKeys,
         configuration: bytes,
         bundle_digest: Callable[[], bytes],
         length_s: float,
@@ -48,7 +49,7 @@ class Epochs:
         self._attester = attester
         self._clock = clock
         self._keyservice = keyservice
-        self._log_key = log_key
+        self._log_keys = log_keys
         self._configuration = configuration
         self._bundle_digest = bundle_digest
         self._length = length_s
@@ -88,7 +89,7 @@ class Epochs:
         bound = keyservice_report_data(
             epoch=epoch,
             call_key=call_key.public_key,
-            log_key=self._log_key,
+            log_keys=self._log_keys,
             configuration=self._configuration,
             bundle_digest=bundle_digest,
         )
@@ -97,7 +98,7 @@ class Epochs:
             keyservice=self._keyservice,
             epoch=epoch,
             call_key=call_key.public_key,
-            log_key=self._log_key,
+            log_keys=self._log_keys,
             configuration=self._configuration,
             bundle_digest=bundle_digest,
             evidence=WireEvidence(evidence.tee.value, evidence.body, dict(evidence.endorsements)),

@@ -1,66 +1,115 @@
 """The root secret: made once, inside the TEE, and sealed to this code with this configuration (protocol.md, 13.5).
 
-Everything lasting comes from it: the log key (and so the KeyService's id) and the key of the store.
+Everything lasting comes from it: the log key (whose first one gives the KeyService's id) and the key of the store. It
+can be rotated (13.27): then the secret before it is destroyed, and only what reads the entries that are sealed under it
+is kept.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from cloister.attest.types import Sealer
 from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
-from cloister.base.limits import MAX_ROOT, MAX_SEALED_ROOT
-from cloister.base.secret import SecretBytes
+from cloister.base.limits import MAX_ROOT, MAX_ROOT_GENERATIONS, MAX_SEALED_ROOT
+from cloister.base.secret import KEY_LENGTH, SecretBytes
 from cloister.crypto.digest import Context, derive
 from cloister.crypto.sign import SigningKey
 from cloister.wire import cbor
-from cloister.wire.calls import keyservice_id
 from cloister.wire.cbor import Fields
+from cloister.wire.log_keys import KeyCertificate, LogKeys
 
-_VERSION: Final = 1
+_VERSION: Final = 1  # of a root that was never rotated
+_ROTATED: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """What the root secret gives.
+    """What the root secret gives, and what is left of those before it.
 
-    :param id: the KeyService's id.
-    :param log_key: signs status, heads, receipts and endorsements.
+    :param log_keys: every log key there was; the first one names the KeyService.
+    :param log_key: the present one; signs status, heads, receipts and endorsements.
     :param store_key: from which the store's records are sealed.
+    :param earlier_store_keys: one for each earlier root, oldest first: entries of its time are sealed under it.
     :param replication_key: under which replicas talk to each other (clause 13.17).
     :param secret: the root secret itself, for replicas (clause 13.15) and for sealing.
     """
 
-    id: bytes
+    log_keys: LogKeys
     log_key: SigningKey
     store_key: SecretBytes
     replication_key: SecretBytes
     secret: SecretBytes
+    earlier_store_keys: tuple[SecretBytes, ...] = ()
+
+    @property
+    def id(self) -> bytes:
+        """The KeyService's id."""
+        return self.log_keys.keyservice
+
+    @property
+    def generation(self) -> int:
+        """How often it was rotated."""
+        return self.log_keys.generation
+
+    @property
+    def entry_keys(self) -> tuple[tuple[int, SecretBytes], ...]:
+        """For each earlier root: where its part of the log ends, and the store key that opens it."""
+        ends = (certificate.size for certificate in self.log_keys.certificates)
+        return tuple(zip(ends, self.earlier_store_keys, strict=True))
+
+    def rotated(self, size: int, tree_root: bytes, time: int) -> Root:
+        """A fresh one that follows this, from log entry ``size`` on (clause 13.27.1).
+
+        :param tree_root: of the log's first ``size`` entries. :param time: the KeyService's.
+        :raises InvalidInput: ``limit-reached``.
+        """
+        fresh = new_root()
+        certificate = KeyCertificate(self.id, self.generation + 1, fresh.log_key.public_key, size, tree_root, time)
+        return replace(
+            fresh,
+            log_keys=self.log_keys.then(certificate.sign(self.log_key)),
+            earlier_store_keys=(*self.earlier_store_keys, self.store_key),
+        )
 
     def encode(self) -> SecretBytes:
         """All of it, for sealing and for whoever may have it; at most ``MAX_ROOT`` bytes."""
-        return SecretBytes(
-            cbor.encode({"context": Context.SEALED_STATE.encode(), "version": _VERSION, "root": self.secret.reveal()})
-        )
+        content: dict[str, object] = {
+            "context": Context.SEALED_STATE.encode(),
+            "version": _ROTATED if self.generation else _VERSION,
+            "root": self.secret.reveal(),
+        }
+        if self.generation:
+            content["log_keys"] = self.log_keys.items()
+            content["store_keys"] = [key.reveal() for key in self.earlier_store_keys]
+        return SecretBytes(cbor.encode(content))
 
 
 def decode_root(data: SecretBytes) -> Root:
     """What :meth:`Root.encode` gave.
 
     :raises InvalidInput: anything malformed, and another version.
+    :raises Tampered: log keys that do not follow from each other.
     """
     what = "the root"
     fields = Fields(cbor.decode(data.reveal(), limit=MAX_ROOT, what=what), what)
     context, version = fields.blob("context", limit=64), fields.integer("version")
-    if context != Context.SEALED_STATE.encode() or version != _VERSION:
+    if context != Context.SEALED_STATE.encode() or version not in (_VERSION, _ROTATED):
         raise InvalidInput("root-version", f"{what} was kept for another purpose, or by another version")
-    secret = SecretBytes.key(fields.blob("root", exactly=32))
+    root = root_of(SecretBytes.key(fields.blob("root", exactly=32)))
+    if version == _ROTATED:
+        log_keys = LogKeys.read(fields.items("log_keys", limit=MAX_ROOT_GENERATIONS))
+        store_keys = fields.items("store_keys", limit=MAX_ROOT_GENERATIONS)
+        whole = all(type(key) is bytes and len(key) == KEY_LENGTH for key in store_keys)
+        if not whole or not 0 < len(store_keys) == log_keys.generation or log_keys.current != root.log_keys.current:
+            raise InvalidInput("root-version", f"{what} does not hold what a rotated one does")
+        root = replace(root, log_keys=log_keys, earlier_store_keys=tuple(map(SecretBytes, store_keys)))
     fields.done()
-    return root_of(secret)
+    return root
 
 
 def root_of(secret: SecretBytes) -> Root:
@@ -68,7 +117,7 @@ def root_of(secret: SecretBytes) -> Root:
     log_key = SigningKey.from_seed(SecretBytes(derive(Context.LOG_KEY, secret.reveal())))
     store_key = SecretBytes(derive(Context.STORE_KEY, secret.reveal()))
     replication_key = SecretBytes(derive(Context.REPLICATION_KEY, secret.reveal()))
-    return Root(keyservice_id(log_key.public_key), log_key, store_key, replication_key, secret)
+    return Root(LogKeys(log_key.public_key), log_key, store_key, replication_key, secret)
 
 
 def new_root() -> Root:
@@ -119,7 +168,7 @@ def open_root(path: Path, sealer: Sealer) -> Root:
         ) from error
     try:
         return decode_root(unsealed)
-    except InvalidInput as error:
+    except (InvalidInput, Tampered) as error:
         raise Tampered("unseal-failed", f"{path} was sealed for another purpose or by another version") from error
 
 

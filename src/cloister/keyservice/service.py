@@ -118,7 +118,7 @@ class KeyService:
         """The head with its co-signatures, and as the log key signs it: an export's first record (13.13)."""
         head, root = self._ledger.shown_head(), self._root
         note = Checkpoint(root.id, head.size, head.root).sign(root.log_key)
-        return cbor.encode(ExportHeader(root.id, root.log_key.public_key, head, note).fields())
+        return cbor.encode(ExportHeader(root.id, root.log_keys, head, note).fields())
 
     def leaves(self, data: bytes) -> bytes:
         """``{first, count}`` to ``{leaves}``: salted commitments, which tell nothing but their number (13.3).

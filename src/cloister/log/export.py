@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cloister.base.errors import InvalidInput, Tampered
-from cloister.base.limits import MAX_CHECKPOINT, MAX_ENTRY, MAX_LEAVES, MAX_WITNESSES
+from cloister.base.limits import MAX_CHECKPOINT, MAX_ENTRY, MAX_LEAVES, MAX_LOG_KEYS, MAX_WITNESSES
 from cloister.crypto.digest import same
 from cloister.log.entry import Entry, entry_leaf
 from cloister.log.merkle import HASH_LENGTH, MAX_PROOF, MerkleTree, verify_inclusion
 from cloister.log.receipt import Receipt, read_proof
 from cloister.log.witness import valid_cosignatures
 from cloister.wire import cbor
-from cloister.wire.calls import LogHead, keyservice_id
+from cloister.wire.calls import LogHead
 from cloister.wire.cbor import Fields
 from cloister.wire.checkpoint import Checkpoint, Cosignature, SignedNote
+from cloister.wire.log_keys import LogKeys
 
 FORMAT: Final = "cloister-log-1"
 MAX_RECORD: Final = 2 * MAX_ENTRY
@@ -30,11 +31,12 @@ _WHAT: Final = "the exported log"
 class ExportHeader:
     """Whose log, and the head to which everything leads.
 
-    :param checkpoint: over the head, signed by the log key.
+    :param log_keys: from the first, whose KeyService it is, to the one that signed the head.
+    :param checkpoint: over the head, signed by the present log key.
     """
 
     keyservice: bytes
-    log_key: bytes
+    log_keys: LogKeys
     head: LogHead
     checkpoint: bytes
 
@@ -43,31 +45,31 @@ class ExportHeader:
         return {
             "format": FORMAT,
             "ks": self.keyservice,
-            "log_key": self.log_key,
             "head": self.head.fields(),
             "checkpoint": self.checkpoint,
-        }
+        } | self.log_keys.fields()
 
     @staticmethod
     def read(value: object) -> ExportHeader:
-        """Checked in itself: the id is that of the key, which signed the head.
+        """Checked in itself: the id is that of the first key, and the present one signed the head.
 
-        :raises InvalidInput: ``export-malformed`` and the codes of CBOR. :raises Tampered: ``signature-invalid``,
-            ``log-head``.
+        :raises InvalidInput: ``export-malformed``, ``keyservice-id``, ``log-keys-malformed`` and the codes of CBOR.
+        :raises Tampered: ``signature-invalid``, ``log-head``, ``log-key-retired``, ``log-keys-broken``.
         """
         fields = Fields(value, _WHAT)
         if fields.text("format", limit=32) != FORMAT:
             raise _malformed("is of a format unknown to this version")
+        keyservice = fields.blob("ks", exactly=32)
         header = ExportHeader(
-            fields.blob("ks", exactly=32),
-            fields.blob("log_key", exactly=32),
+            keyservice,
+            LogKeys.take(fields, keyservice),
             LogHead.read(fields.mapping("head")),
             fields.blob("checkpoint", limit=MAX_CHECKPOINT),
         )
         fields.done()
-        signed = SignedNote.parse(header.checkpoint).verify(header.log_key)
-        expected = Checkpoint(header.keyservice, header.head.size, header.head.root)
-        if header.keyservice != keyservice_id(header.log_key) or signed != expected:
+        signed = SignedNote.parse(header.checkpoint).verify(header.log_keys.current)
+        header.log_keys.require_current(header.head.size)
+        if signed != Checkpoint(header.keyservice, header.head.size, header.head.root):
             raise Tampered("log-head", "the head of the exported log is not the one that its log key signed")
         return header
 
@@ -115,6 +117,9 @@ class VerifiedExport:
         """
         if other.header.keyservice != self.header.keyservice:
             raise InvalidInput("export-other", "the other export is of another KeyService's log")
+        keys, others = self.header.log_keys, other.header.log_keys
+        if not keys.continues(others) and not others.continues(keys):
+            raise Tampered("log-fork", "the two exports name different log keys after the same one")
         if other.header.head.size > self.header.head.size:
             other.check_same_history(self)
         elif other.header.head != self.header.head:
@@ -154,7 +159,7 @@ def verify_export(data: bytes, *, witnesses: Collection[bytes] = (), threshold: 
     :param witnesses: of whom ``threshold`` must have co-signed the head, at whatever time.
     :raises InvalidInput: ``export-malformed`` and the codes of CBOR, checkpoints and entries.
     :raises Tampered: ``signature-invalid``, ``log-head``, ``log-root``, ``log-inclusion``, ``log-order``,
-        ``cosignature-invalid``, ``cosignatures-missing``.
+        ``log-key-retired``, ``log-keys-broken``, ``log-fork``, ``cosignature-invalid``, ``cosignatures-missing``.
     """
     records = _records(data)
     header = ExportHeader.read(next(records, {}))
@@ -164,6 +169,9 @@ def verify_export(data: bytes, *, witnesses: Collection[bytes] = (), threshold: 
         tree = MerkleTree(leaves[at : at + HASH_LENGTH] for at in range(0, len(leaves), HASH_LENGTH))
         if tree.size != header.head.size or not same(tree.root(), header.head.root):
             raise Tampered("log-root", "the leaves do not make the root that the log signed")
+        for certificate in header.log_keys.certificates:
+            if not same(tree.root(certificate.size), certificate.root):
+                raise Tampered("log-fork", "a log key was retired at another history than the one of these leaves")
     entries = _check_entries(opened, header.head, tree)
     found = valid_cosignatures(header.keyservice, header.head, witnesses)
     if len(found) < threshold:
@@ -227,4 +235,4 @@ def _malformed(what: str) -> InvalidInput:
     return InvalidInput("export-malformed", f"{_WHAT} {what}")
 
 
-MAX_HEADER_RECORD: Final = MAX_CHECKPOINT + 128 * MAX_WITNESSES + 1024
+MAX_HEADER_RECORD: Final = MAX_CHECKPOINT + 128 * MAX_WITNESSES + MAX_LOG_KEYS + 1024

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cloister.base.errors import InvalidInput
 from cloister.base.limits import MAX_RECEIPT
-from cloister.crypto.digest import Context
+from cloister.crypto.digest import Context, same
 from cloister.crypto.sign import SigningKey
 from cloister.log.entry import SALT_LENGTH, STATEMENT, Entry
 from cloister.log.merkle import HASH_LENGTH, MAX_PROOF, verify_inclusion
 from cloister.wire import cbor, cose
 from cloister.wire.calls import LogHead
 from cloister.wire.cbor import Fields
+from cloister.wire.log_keys import LogKeys
 
 _WHAT: Final = "the receipt"
 
@@ -43,13 +45,23 @@ class Receipt:
         return cose.sign1(log_key, Context.KEYSERVICE_RECEIPT, cbor.encode(payload))
 
 
-def verify_receipt(data: bytes, log_key: bytes) -> Receipt:
-    """The receipt, signed by this log key, its inclusion proof checked.
+def verify_receipt(data: bytes, log_keys: LogKeys) -> Receipt:
+    """The receipt, signed by the log key that signs for its head, its inclusion proof checked.
 
-    :raises InvalidInput: anything malformed.
-    :raises Tampered: ``signature-invalid``, ``log-inclusion``.
+    :param log_keys: of the KeyService: a retired one signs for the heads of its time and for no later one.
+    :raises InvalidInput: anything malformed; ``receipt-other``: of another KeyService.
+    :raises Tampered: ``signature-invalid``, ``log-inclusion``; ``log-key-retired``: signed by another key of its.
     """
-    payload = cose.verify1(data, Context.KEYSERVICE_RECEIPT, log_key, limit=MAX_RECEIPT, what=_WHAT)
+    signer, payload = log_keys.verify1(data, Context.KEYSERVICE_RECEIPT, limit=MAX_RECEIPT, what=_WHAT)
+    receipt = _read(payload)
+    if not same(receipt.keyservice, log_keys.keyservice):
+        raise InvalidInput("receipt-other", "the receipt is of another KeyService")
+    log_keys.require_signer(signer, receipt.head.size)
+    verify_inclusion(receipt.leaf, receipt.index, receipt.head.size, receipt.inclusion, receipt.head.root)
+    return receipt
+
+
+def _read(payload: bytes) -> Receipt:
     fields = Fields(cbor.decode(payload, limit=MAX_RECEIPT, what=_WHAT), _WHAT)
     receipt = Receipt(
         keyservice=fields.blob("ks", exactly=32),
@@ -59,7 +71,6 @@ def verify_receipt(data: bytes, log_key: bytes) -> Receipt:
         inclusion=read_proof(fields.items("inclusion", limit=MAX_PROOF)),
     )
     fields.done()
-    verify_inclusion(receipt.leaf, receipt.index, receipt.head.size, receipt.inclusion, receipt.head.root)
     return receipt
 
 
@@ -68,21 +79,22 @@ def read_proof(items: list[Any]) -> tuple[bytes, ...]:
     return tuple(item if type(item) is bytes else b"" for item in items)
 
 
-def check_statement_receipt(result: Mapping[str, Any], statement: bytes, log_key: bytes) -> Receipt:
+def check_statement_receipt(result: Mapping[str, Any], statement: bytes, log_keys: LogKeys) -> Receipt:
     """What a caller does with the reply to a statement (clause 13.4): his very statement is the entry in the log.
 
     :param result: the opened reply: ``sequence, entry, time, salt, head, inclusion, receipt``.
     :param statement: the COSE_Sign1 as he sent it.
-    :raises InvalidInput: anything malformed.
-    :raises Tampered: ``signature-invalid``, ``log-inclusion``.
+    :raises InvalidInput: anything malformed; ``receipt-other``.
+    :raises Tampered: ``signature-invalid``, ``log-inclusion``, ``log-key-retired``.
     """
     fields = Fields(dict(result), "the acknowledgement")
     entry = Entry(STATEMENT, fields.integer("time"), fields.blob("salt", exactly=SALT_LENGTH), statement)
     head = LogHead.read(fields.mapping("head"))
     index, proof = fields.integer("entry"), read_proof(fields.items("inclusion", limit=MAX_PROOF))
     fields.integer("sequence", low=1)
-    receipt = verify_receipt(fields.blob("receipt", limit=MAX_RECEIPT), log_key)
+    receipt = verify_receipt(fields.blob("receipt", limit=MAX_RECEIPT), log_keys)
     fields.done()
+    log_keys.require_current(receipt.head.size)
     verify_inclusion(entry.leaf(), index, head.size, proof, head.root)
     verify_inclusion(entry.leaf(), receipt.index, receipt.head.size, receipt.inclusion, receipt.head.root)
     return receipt

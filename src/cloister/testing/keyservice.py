@@ -30,6 +30,7 @@ from cloister.crypto.sign import SigningKey
 from cloister.log.merkle import MerkleTree, leaf_hash
 from cloister.wire import calls, cbor, provisioning
 from cloister.wire.calls import Description, LogHead, WireEvidence
+from cloister.wire.log_keys import LogKeys
 from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, Session
 from cloister.wire.statements import REQUEST_KEY, SERVICE_KEY
 
@@ -213,7 +214,7 @@ class FakeKeyService:
             keyservice=calls.keyservice_id(self.log_key.public_key),
             epoch=self._epoch,
             call_key=self._call_key.public_key,
-            log_key=self.log_key.public_key,
+            log_keys=LogKeys(self.log_key.public_key),
             configuration=self.configuration.encoded,
             bundle_digest=self.bundle.digest,
             evidence=WireEvidence("", b"", {}),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cloister.base.errors import FAMILIES, CloisterError, InvalidInput, Unavailable
-from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_STATUS, MAX_WITNESSES
+from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_LOG_KEYS, MAX_STATUS, MAX_WITNESSES
 from cloister.base.secret import SecretBytes
 from cloister.crypto import hpke
 from cloister.crypto.box import open_once, seal_once
@@ -22,6 +22,7 @@ from cloister.crypto.sign import SigningKey
 from cloister.wire import cbor, cose, padding
 from cloister.wire.cbor import Fields
 from cloister.wire.checkpoint import Cosignature, read_cosignatures
+from cloister.wire.log_keys import LogKeys
 
 STATEMENT: Final = "statement"
 QUERY: Final = "query"
@@ -61,27 +62,32 @@ class WireEvidence:
 class Description:
     """What the KeyService says of itself (clause 5.1); ``evidence`` is over :meth:`report_data`.
 
-    :param keyservice: its id, the digest of ``log_key``: the same over restarts, replicas and upgrades.
+    :param keyservice: its id, the digest of its first log key: the same over restarts, replicas, upgrades, rotations.
     :param epoch: 16 random bytes; one quote an epoch.
     :param call_key: HPKE public key to which calls are sealed during the epoch.
-    :param log_key: Ed25519 public key that signs status, tree heads and service-key endorsements.
+    :param log_keys: the present one signs status, tree heads and service-key endorsements.
     :param configuration: encoded measured configuration.
     """
 
     keyservice: bytes
     epoch: bytes
     call_key: bytes
-    log_key: bytes
+    log_keys: LogKeys
     configuration: bytes
     bundle_digest: bytes
     evidence: WireEvidence
+
+    @property
+    def log_key(self) -> bytes:
+        """The present log key."""
+        return self.log_keys.current
 
     def report_data(self) -> bytes:
         """The 64 bytes that the evidence must be over (clause 5.2)."""
         return keyservice_report_data(
             epoch=self.epoch,
             call_key=self.call_key,
-            log_key=self.log_key,
+            log_keys=self.log_keys,
             configuration=self.configuration,
             bundle_digest=self.bundle_digest,
         )
@@ -93,44 +99,53 @@ class Description:
                 "ks": self.keyservice,
                 "epoch": self.epoch,
                 "call_key": self.call_key,
-                "log_key": self.log_key,
                 "configuration": self.configuration,
                 "bundle": self.bundle_digest,
                 "evidence": self.evidence.fields(),
             }
+            | self.log_keys.fields()
         )
 
     @staticmethod
     def decode(data: bytes) -> Description:
-        """:raises InvalidInput: anything malformed, or an id that is not the digest of the log key."""
+        """:raises InvalidInput: anything malformed, or an id that is not the digest of the first log key.
+        :raises Tampered: ``signature-invalid``, ``log-keys-broken``: the log keys do not follow from the first one.
+        """
         what = "the KeyService's description"
-        fields = Fields(cbor.decode(data, limit=MAX_EVIDENCE + MAX_COLLATERAL + 8192, what=what), what)
+        limit = MAX_EVIDENCE + MAX_COLLATERAL + MAX_LOG_KEYS + 8192
+        fields = Fields(cbor.decode(data, limit=limit, what=what), what)
+        keyservice = fields.blob("ks", exactly=32)
         description = Description(
-            keyservice=fields.blob("ks", exactly=32),
+            keyservice=keyservice,
             epoch=fields.blob("epoch", exactly=16),
             call_key=fields.blob("call_key", exactly=hpke.PUBLIC_LENGTH),
-            log_key=fields.blob("log_key", exactly=32),
+            log_keys=LogKeys.take(fields, keyservice),
             configuration=fields.blob("configuration", limit=16384),
             bundle_digest=fields.blob("bundle", exactly=32),
             evidence=WireEvidence.read(fields.mapping("evidence")),
         )
         fields.done()
-        if description.keyservice != keyservice_id(description.log_key):
-            raise InvalidInput("keyservice-id", "the KeyService's id is not that of its log key")
         return description
 
 
-def keyservice_id(log_key: bytes) -> bytes:
+def keyservice_id(first_log_key: bytes) -> bytes:
     """Clause 4.3."""
-    return digest(Context.KEYSERVICE_ID, log_key)
+    return LogKeys(first_log_key).keyservice
 
 
 def keyservice_report_data(
-    *, epoch: bytes, call_key: bytes, log_key: bytes, configuration: bytes, bundle_digest: bytes
+    *, epoch: bytes, call_key: bytes, log_keys: LogKeys, configuration: bytes, bundle_digest: bytes
 ) -> bytes:
-    """Clause 5.2."""
+    """Clauses 5.2 and 13.27.4.
+
+    After a rotation the evidence is over all log keys: a certificate that a thief of an old key signed for the key of
+    another genuine KeyService would otherwise pass that one off as this.
+    """
     configured = digest(Context.CONFIGURATION, configuration)
-    return report_data(Context.KEYSERVICE_EVIDENCE, epoch, call_key, log_key, configured, bundle_digest)
+    parts = [epoch, call_key, log_keys.current, configured, bundle_digest]
+    if log_keys.certificates:
+        parts.append(log_keys.bound())
+    return report_data(Context.KEYSERVICE_EVIDENCE, *parts)
 
 
 # --- status: freshness of the description and of the log head (clause 5.3) ---
@@ -174,7 +189,7 @@ def sign_status(log_key: SigningKey, *, epoch: bytes, nonce: bytes, head: LogHea
 
 
 def verify_status(data: bytes, description: Description, nonce: bytes) -> LogHead:
-    """:raises Tampered: ``signature-invalid``. :raises InvalidInput: ``status-not-fresh``."""
+    """:raises Tampered: ``signature-invalid``, ``log-key-retired``. :raises InvalidInput: ``status-not-fresh``."""
     what = "the KeyService's status"
     payload = cose.verify1(data, Context.KEYSERVICE_STATUS, description.log_key, limit=MAX_STATUS, what=what)
     fields = Fields(cbor.decode(payload, limit=MAX_STATUS, what=what), what)
@@ -183,6 +198,7 @@ def verify_status(data: bytes, description: Description, nonce: bytes) -> LogHea
     fields.done()
     if not fresh:
         raise InvalidInput("status-not-fresh", "the KeyService's status answers another question than ours")
+    description.log_keys.require_current(head.size)
     return head
 
 

@@ -30,6 +30,7 @@ from cloister.testing.witness import LocalWitness, local_witnesses, witnessed
 from cloister.wire import calls
 from cloister.wire.calls import Description, WireEvidence
 from cloister.wire.handover import HandoverRequest, handover_report_data, open_sealed_root
+from cloister.wire.log_keys import LogKeys
 
 SECRET = SecretBytes(b"r" * 32)
 ROOT = root_of(SECRET)
@@ -325,7 +326,7 @@ def test_s1_s2_s7_a_giver_that_is_no_keyservice_is_not_believed(world: World) ->
     genuine = Description.decode(world.ks.service.description())
     key = HpkePrivateKey.generate()
     for forged in (
-        replace(genuine, log_key=forger.public_key, keyservice=calls.keyservice_id(forger.public_key)),
+        replace(genuine, log_keys=LogKeys(forger.public_key), keyservice=calls.keyservice_id(forger.public_key)),
         replace(genuine, call_key=key.public_key),
     ):
         giver = InBetween(world.ks, description=forged.encode())

@@ -86,7 +86,7 @@ class Scene:
 
     def say(self, caller: HttpCaller, statement: bytes, *keys: SecretBytes) -> None:
         result = caller.call(calls.STATEMENT, statement, keys)
-        receipt = check_statement_receipt(result, statement, self.process.root.log_key.public_key)
+        receipt = check_statement_receipt(result, statement, self.process.root.log_keys)
         require_quorum(
             self.process.root.id,
             receipt.head,

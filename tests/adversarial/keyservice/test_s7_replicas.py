@@ -28,6 +28,7 @@ from cloister.testing.rows import MemoryDisk, MemoryRows
 from cloister.wire import calls
 from cloister.wire.calls import LogHead
 from cloister.wire.checkpoint import SignedNote
+from cloister.wire.log_keys import LogKeys
 from cloister.wire.provisioning import ReleaseRequest
 from cloister.wire.statements import (
     REQUEST_KEY,
@@ -67,7 +68,7 @@ class World:
     def say(self, ks: EmbeddedKeyService, statement: bytes, *keys: SecretBytes) -> int:
         """Its entry."""
         result = self.cluster.attempt(lambda: ks.say(statement, *keys))
-        return check_statement_receipt(result, statement, self.cluster.log_key).index
+        return check_statement_receipt(result, statement, LogKeys(self.cluster.log_key)).index
 
     def release(self, ks: EmbeddedKeyService) -> LogHead:
         found = self.cluster.attempt(lambda: ks.attest(self.cluster.platform).release(self.request))

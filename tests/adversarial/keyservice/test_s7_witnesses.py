@@ -35,6 +35,7 @@ from cloister.testing.witness import LocalWitness, local_witnesses, witnessed
 from cloister.wire import calls
 from cloister.wire.calls import Description, LogHead, verify_status
 from cloister.wire.checkpoint import SignedNote
+from cloister.wire.log_keys import LogKeys
 from cloister.wire.provisioning import Release, ReleaseRequest
 from cloister.wire.statements import (
     REQUEST_KEY,
@@ -180,7 +181,7 @@ def test_s7_what_leaves_is_in_a_head_that_witnesses_signed(world: World) -> None
     assert release.key == REQUEST
     quorum(world, release.head)
     statement = world.owner.statement(world.grant)
-    receipt = check_statement_receipt(world.ks.say(statement), statement, LOG_KEY)
+    receipt = check_statement_receipt(world.ks.say(statement), statement, LogKeys(LOG_KEY))
     assert receipt.head.size == receipt.index + 1
     quorum(world, receipt.head)
     quorum(world, head(world.ks))
@@ -483,7 +484,7 @@ def test_s7_a_statement_that_was_not_confirmed_is_acknowledged_later_and_once(wo
     confirmed(world)
     entries = len(world.ks.disk.tables["entries"])
     done = world.ks.say(statement)
-    receipt = check_statement_receipt(done, statement, LOG_KEY)
+    receipt = check_statement_receipt(done, statement, LogKeys(LOG_KEY))
     quorum(world, receipt.head)
     assert len(world.ks.disk.tables["entries"]) == entries  # it was not applied again
     with pytest.raises(Refused) as refused:

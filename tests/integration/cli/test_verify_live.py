@@ -295,7 +295,7 @@ def test_a_keyservice_that_signs_with_another_key_is_not_the_attested_one(scene:
     theirs = Description.decode(other.service.description())
     for changed in (
         replace(theirs, evidence=genuine.evidence),
-        replace(genuine, keyservice=theirs.keyservice, log_key=theirs.log_key),
+        replace(genuine, keyservice=theirs.keyservice, log_keys=theirs.log_keys),
         replace(genuine, call_key=theirs.call_key),
         replace(genuine, epoch=theirs.epoch),
         replace(genuine, bundle_digest=theirs.bundle_digest),

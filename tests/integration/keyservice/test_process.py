@@ -100,7 +100,7 @@ class Scene:
     def say(self, caller: HttpCaller, person: Person, body: Any, *keys: SecretBytes) -> None:
         statement = person.statement(body)
         result = caller.call(calls.STATEMENT, statement, keys)
-        receipt = check_statement_receipt(result, statement, self.process.root.log_key.public_key)
+        receipt = check_statement_receipt(result, statement, self.process.root.log_keys)
         with self.changed:
             self.acknowledged.append((person, result["entry"], statement, receipt))
             self.changed.notify_all()

@@ -24,6 +24,7 @@ from cloister.testing.people import Person, simulation_policy
 from cloister.testing.replicas import Cluster
 from cloister.testing.rows import MemoryDisk
 from cloister.wire.calls import LogHead
+from cloister.wire.log_keys import LogKeys
 from cloister.wire.provisioning import ReleaseRequest
 from cloister.wire.statements import (
     REQUEST_KEY,
@@ -87,7 +88,7 @@ class ReplicaMachine(RuleBasedStateMachine):
 
     def say_to(self, ks: EmbeddedKeyService, statement: bytes, *keys: SecretBytes) -> None:
         result = self.cluster.attempt(lambda: ks.say(statement, *keys))
-        receipt = check_statement_receipt(result, statement, self.cluster.log_key)
+        receipt = check_statement_receipt(result, statement, LogKeys(self.cluster.log_key))
         self.told(ks, receipt.head, receipt.index)
 
     def insist(self, statement: bytes, *keys: SecretBytes) -> None:

@@ -21,6 +21,7 @@ from cloister.testing.people import Person
 from cloister.testing.tee import SimulatedTee
 from cloister.wire import calls, cbor
 from cloister.wire.calls import Description, LogHead, verify_status
+from cloister.wire.log_keys import LogKeys
 from cloister.wire.provisioning import Release, ReleaseRequest, ServiceKeyEndorsement
 from cloister.wire.statements import (
     ANY_VERSION,
@@ -100,7 +101,7 @@ def codes(world: World, person: Person) -> set[str]:
 def test_an_acknowledgement_proves_that_the_statement_is_in_the_log(world: World) -> None:
     statement = world.owner.statement(DefinePolicy(world.policy.encode()))
     result = world.ks.say(statement)
-    receipt = check_statement_receipt(result, statement, world.ks.log_key)
+    receipt = check_statement_receipt(result, statement, LogKeys(world.ks.log_key))
     assert receipt.keyservice == world.ks.id
     assert result["sequence"] == world.owner.sequence
     assert result["entry"] == receipt.index == receipt.head.size - 1

@@ -18,6 +18,7 @@ from cloister.log.merkle import HASH_LENGTH, MerkleTree
 from cloister.log.receipt import Receipt
 from cloister.wire.calls import LogHead, keyservice_id
 from cloister.wire.checkpoint import Checkpoint
+from cloister.wire.log_keys import LogKeys
 
 LOG = SigningKey.from_seed(SecretBytes(b"l" * 32))
 WITNESSES = [SigningKey.from_seed(SecretBytes(bytes([n]) * 32)) for n in range(3)]
@@ -41,7 +42,7 @@ def header_of(log: list[Entry], key: SigningKey = LOG) -> ExportHeader:
     checkpoint = Checkpoint(KS, tree.size, tree.root())
     signed = tuple(checkpoint.cosign(witness, 2000) for witness in WITNESSES)
     head = LogHead(tree.size, tree.root(), 1500, tuple(sorted(signed, key=lambda item: item.key)))
-    return ExportHeader(KS, LOG.public_key, head, checkpoint.sign(key))
+    return ExportHeader(KS, LogKeys(LOG.public_key), head, checkpoint.sign(key))
 
 
 def exported(
@@ -106,7 +107,7 @@ def test_heads_must_be_signed_by_the_log_and_by_witnesses() -> None:
     log = entries(4)
     header = header_of(log)
     assert code(exported(log, header=header_of(log, WITNESSES[0]))) == "signature-invalid"
-    assert code(exported(log, header=replace(header, keyservice=bytes(32)))) == "log-head"
+    assert code(exported(log, header=replace(header, keyservice=bytes(32)))) == "keyservice-id"
     other = replace(header.head, root=bytes(32))
     assert code(exported(log, header=replace(header, head=other))) == "log-head"
     bare = replace(header, head=replace(header.head, cosignatures=()))

@@ -14,12 +14,13 @@ from cloister.log.entry import Entry, Genesis, ReleaseRecord, ServiceKeyEpoch
 from cloister.log.merkle import MerkleTree
 from cloister.log.receipt import Receipt, check_statement_receipt, verify_receipt
 from cloister.wire.calls import LogHead
+from cloister.wire.log_keys import LogKeys
 
 KEY = SigningKey.from_seed(SecretBytes(bytes(32)))
 ENTRIES = [Entry("statement", 1000 + i, bytes([i]) * 32, b"statement %d" % i) for i in range(5)]
 TREE = MerkleTree(entry.leaf() for entry in ENTRIES)
 HEAD = LogHead(5, TREE.root(), 1004)
-RECEIPT = Receipt(bytes(32), 3, ENTRIES[3].leaf(), HEAD, TREE.inclusion(3))
+RECEIPT = Receipt(LogKeys(KEY.public_key).keyservice, 3, ENTRIES[3].leaf(), HEAD, TREE.inclusion(3))
 
 
 def acknowledgement(**changed: object) -> dict[str, object]:
@@ -36,13 +37,13 @@ def acknowledgement(**changed: object) -> dict[str, object]:
 
 
 def test_a_receipt_verifies() -> None:
-    assert verify_receipt(RECEIPT.sign(KEY), KEY.public_key) == RECEIPT
-    assert check_statement_receipt(acknowledgement(), b"statement 3", KEY.public_key) == RECEIPT
+    assert verify_receipt(RECEIPT.sign(KEY), LogKeys(KEY.public_key)) == RECEIPT
+    assert check_statement_receipt(acknowledgement(), b"statement 3", LogKeys(KEY.public_key)) == RECEIPT
 
 
 def test_another_key_is_refused() -> None:
     with pytest.raises(Tampered) as caught:
-        verify_receipt(RECEIPT.sign(SigningKey.generate()), KEY.public_key)
+        verify_receipt(RECEIPT.sign(SigningKey.generate()), LogKeys(KEY.public_key))
     assert caught.value.code == "signature-invalid"
 
 
@@ -58,19 +59,19 @@ def test_another_key_is_refused() -> None:
 )
 def test_a_signed_receipt_whose_proof_fails_is_refused(wrong: Receipt) -> None:
     with pytest.raises(Tampered) as caught:
-        verify_receipt(wrong.sign(KEY), KEY.public_key)
+        verify_receipt(wrong.sign(KEY), LogKeys(KEY.public_key))
     assert caught.value.code == "log-inclusion"
 
 
 @pytest.mark.parametrize("changed", [{"time": 1}, {"salt": bytes(32)}, {"entry": 2}, {"receipt": b"x"}, {"more": 1}])
 def test_an_acknowledgement_of_something_else_is_refused(changed: dict[str, object]) -> None:
     with pytest.raises(CloisterError):
-        check_statement_receipt(acknowledgement(**changed), b"statement 3", KEY.public_key)
+        check_statement_receipt(acknowledgement(**changed), b"statement 3", LogKeys(KEY.public_key))
 
 
 def test_an_acknowledgement_of_another_statement_is_refused() -> None:
     with pytest.raises(Tampered):
-        check_statement_receipt(acknowledgement(), b"statement 4", KEY.public_key)
+        check_statement_receipt(acknowledgement(), b"statement 4", LogKeys(KEY.public_key))
 
 
 def test_records_round_trip() -> None:

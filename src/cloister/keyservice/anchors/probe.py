@@ -19,7 +19,8 @@ from cloister.base.errors import CloisterError
 from cloister.crypto.digest import same
 from cloister.keyservice.ledger import Ledger
 from cloister.wire.calls import LogHead
-from cloister.wire.checkpoint import Cosignature, parse_cosigned_note
+from cloister.wire.checkpoint import Cosignature, SignedNote, parse_cosigned_note
+from cloister.wire.log_keys import LogKeys
 
 _PATIENCE_S: Final = 10.0  # above the deadline of one exchange
 _STRAGGLERS_S: Final = 0.2  # for those that are a little slower, once enough have answered
@@ -61,14 +62,14 @@ def probe(
     keys: Sequence[bytes],
     threshold: int,
     keyservice: bytes,
-    log_key: bytes,
+    log_keys: LogKeys,
 ) -> Probe:
     """Ask all at once; returns when enough agree, or all have answered."""
     results: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
 
     def ask(port: WitnessPort) -> None:
         try:
-            results.put(_ask(port, ledger, keys=keys, keyservice=keyservice, log_key=log_key))
+            results.put(_ask(port, ledger, keys=keys, keyservice=keyservice, log_keys=log_keys))
         except CloisterError:
             results.put(_Answer(_Word.AWAY))
 
@@ -98,10 +99,11 @@ def _ordered(by_key: dict[bytes, Cosignature]) -> tuple[Cosignature, ...]:
     return tuple(by_key[key] for key in sorted(by_key))
 
 
-def _ask(port: WitnessPort, ledger: Ledger, *, keys: Sequence[bytes], keyservice: bytes, log_key: bytes) -> _Answer:
+def _ask(port: WitnessPort, ledger: Ledger, *, keys: Sequence[bytes], keyservice: bytes, log_keys: LogKeys) -> _Answer:
     told = port.newest(keyservice)
     if not told:  # it knows nothing yet; or it does not tell, and is asked for its co-signature later
         return _Answer(_Word.AGREES)
+    log_key = log_keys.signer(SignedNote.parse(told).checkpoint.size)  # perhaps nothing was co-signed since a rotation
     found = parse_cosigned_note(told, log_key, keys)
     if found is None or found[0].keyservice != keyservice:
         return _Answer(_Word.AWAY)  # no witness of ours

@@ -137,7 +137,7 @@ def receive_root(
     call = calls.seal_call(description, calls.HANDOVER, request.encode())
     result = calls.open_reply(call, giver.post(HANDOVER_PATH, call.data, limit=MAX_REPLY))
     root = decode_root(open_sealed_root(result, request, description.keyservice, key))
-    if not same(root.id, description.keyservice):
+    if not same(root.id, description.keyservice) or root.log_keys != description.log_keys:
         raise Tampered("handover-other", "what was handed over is not the root of the KeyService that was attested")
     return root
 

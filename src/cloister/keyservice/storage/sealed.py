@@ -32,11 +32,16 @@ class SealedStore:
 
     :param key: derived from the root secret; 32 bytes.
     :param store_id: whose store this is (the KeyService's id), so that another's records do not open.
+    :param earlier: of roots that were rotated (13.27.2), oldest first: entries below this index are under that key.
+        They open no other table: secrets and head are under the present key always.
     """
 
-    def __init__(self, rows: Rows, key: SecretBytes, store_id: bytes) -> None:
+    def __init__(
+        self, rows: Rows, key: SecretBytes, store_id: bytes, earlier: Sequence[tuple[int, SecretBytes]] = ()
+    ) -> None:
         self._rows = rows
         self._key = key
+        self._earlier = tuple(earlier)
         self._id = store_id
         self._chain = bytearray()
         self._doubtful: int | None = None
@@ -236,14 +241,14 @@ class SealedStore:
 
     def _seal(self, table: str, index: int, previous: bytes, plaintext: bytes) -> bytes:
         salt = secrets.token_bytes(_SALT)
-        key = derive(Context.STORE_RECORD, self._key.reveal(), table.encode(), salt)
+        key = derive(Context.STORE_RECORD, self._key_of(table, index).reveal(), table.encode(), salt)
         return salt + seal_once(key, plaintext, self._place(table, index, previous))
 
     def _open(self, table: str, index: int, previous: bytes, record: bytes) -> bytes:
         where = f"record {index} of table {table!r} in the store"
         if not _SALT < len(record) <= MAX_ENTRY + 1024:
             raise Tampered("store-record", f"{where} is of a length that was never written")
-        key = derive(Context.STORE_RECORD, self._key.reveal(), table.encode(), record[:_SALT])
+        key = derive(Context.STORE_RECORD, self._key_of(table, index).reveal(), table.encode(), record[:_SALT])
         try:
             return open_once(key, record[_SALT:], self._place(table, index, previous), what=where)
         except Tampered as error:
@@ -252,6 +257,13 @@ class SealedStore:
                 f"{where} was changed, moved, swapped, or is of another store or time",
                 hint="Somebody changed the state directory. Restore it whole, or start a new KeyService.",
             ) from error
+
+    def _key_of(self, table: str, index: int) -> SecretBytes:
+        if table == ENTRIES:
+            for end, key in self._earlier:
+                if index < end:
+                    return key
+        return self._key
 
     def _place(self, table: str, index: int, previous: bytes) -> bytes:
         return digest(Context.STORE_RECORD, self._id, table.encode(), index.to_bytes(8, "big"), previous)
