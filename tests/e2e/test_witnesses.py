@@ -21,7 +21,9 @@ from cloister.wire.statements import RevokeConsent
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
-    cloud = LocalCloud(tmp_path_factory.mktemp("cloud") / "state", witnesses=3)
+    folder = tmp_path_factory.mktemp("cloud") / "state"
+    auditor = create_identity(folder / "home", "auditor")
+    cloud = LocalCloud(folder, witnesses=3, keyservice_settings={"auditors": [auditor.id.hex()]})
     cloud.prepare()
     keyservice = cloud.start_keyservice()
     cloud.write_profile(keyservice, "http://127.0.0.1:1")
@@ -33,6 +35,32 @@ def cloister(*arguments: str) -> tuple[int, dict[str, object]]:
     command = [sys.executable, "-m", "cloister", *arguments, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     return done.returncode, json.loads(done.stdout or done.stderr)
+
+
+def test_an_auditor_that_is_named_reads_and_replays_all_of_it(cloud: LocalCloud, tmp_path: Path) -> None:
+    for name in ("auditor", "carol"):
+        if name == "carol":
+            create_identity(cloud.home, name)
+        with Client.open(cloud.home, name) as client:
+            client.account.register()
+            client.account.define_policy(cloud.runtime_policy())
+    home, file = ["--home", str(cloud.home)], tmp_path / "all.log"
+    status, told = cloister("log", "export", "--all", "--out", str(file), "--as", "carol", *home)
+    assert (status, told["error"]) == (1, "not-auditor")
+    assert list(tmp_path.iterdir()) == []
+    status, made = cloister("log", "export", "--all", "--out", str(file), "--as", "auditor", *home)
+    assert status == 0, made
+    assert made["opened"] == made["entries"]
+    pinned = ["--bundle", str(cloud.folder / "bundle.cbor"), "--bundle-root", cloud.root.public_key.hex()]
+    status, verdict = cloister("log", "verify", str(file), *pinned)
+    assert (status, verdict["verdict"]) == (0, "genuine"), verdict
+    audited = verdict["audit"]
+    assert isinstance(audited, dict)
+    assert audited["findings"] == []
+    assert audited["statements"] >= 4
+    assert cloister("log", "readers", str(file))[1]["readers"] == []
+    status, told = cloister("log", "export", "--all", "--keyservice", "http://127.0.0.1:1", "--out", str(file))
+    assert (status, told["error"]) == (1, "argument")
 
 
 def test_say_export_verify_and_show(cloud: LocalCloud, tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ MAX_COMMIT_QUEUE: Final = 4_096  # proposals waiting; beyond it: busy
 MAX_LEAVES: Final = 1_024  # leaf hashes in one answer: 32 KiB
 
 # --- witnesses (clauses 13.7 to 13.12) ---
+MAX_AUDITORS: Final = 16  # identities to which a measured configuration opens the whole log
 MAX_WITNESSES: Final = 16  # what every head carries with it: 110 bytes each
 MAX_CHECKPOINT: Final = 8 * KIB  # a note of three lines, a signature, and further ones that are skipped
 MAX_NOTE_SIGNATURES: Final = 32

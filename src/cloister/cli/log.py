@@ -2,19 +2,25 @@
 
     cloister log export --out FILE [--leaves] [--as NAME]     what concerns you, opened, with proofs
     cloister log export --out FILE --keyservice URL           all leaves and the signed head; nothing is opened
+    cloister log export --out FILE --all --as AUDITOR         all of it, for an auditor that the KeyService names
     cloister log verify FILE [--keyservice-id HEX] [--bundle FILE --bundle-root HEX] [--earlier FILE] [--receipt FILE]
-    cloister log show FILE [...as verify]
+    cloister log show FILE [...as verify]                     what happened, entry by entry
+    cloister log readers FILE [...as verify]                  who could read what, when, by which policies and code
 
-`verify` needs no network. Exit status: 0 everything checks, 1 something does not. An export never shows that nothing
-else concerns you: the attested KeyService says that when it answers `cloister access log`.
+`verify` needs no network. Exit status: 0 everything checks, 1 something does not. Where the whole log is opened it is
+also replayed: every statement must be signed and allowed, every release must stand under a grant and a consent. An
+export of one party never shows that nothing else concerns it: the attested KeyService says that (`access log`).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import parse_id
@@ -22,17 +28,24 @@ from cloister.base.limits import MAX_BUNDLE, MAX_RECEIPT, MIB
 from cloister.cli.account import add_account_options, open_client
 from cloister.cli.files import read_file
 from cloister.cli.output import Output
-from cloister.log.export import OpenedEntry, VerifiedExport, verify_export, write_export
+from cloister.cli.progress import progress_bars
+from cloister.log.export import ExportHeader, OpenedEntry, VerifiedExport, verify_export, write_export
+
+if TYPE_CHECKING:
+    from cloister.keyservice.state.audit import Audit
 
 MAX_EXPORT: Final = 1024 * MIB  # of ten million entries and what was opened
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("action", choices=("export", "verify", "show"), help="what to do")
-    parser.add_argument("file", nargs="?", type=Path, help="verify, show: an exported log")
+    parser.add_argument("action", choices=("export", "verify", "show", "readers"), help="what to do")
+    parser.add_argument("file", nargs="?", type=Path, help="verify, show, readers: an exported log")
     parser.add_argument("--out", type=Path, metavar="FILE", help="export: where to")
     parser.add_argument("--leaves", action="store_true", help="export: all leaves, so that histories can be compared")
+    parser.add_argument(
+        "--all", action="store_true", help="export: the whole log, opened; for auditors that its KeyService names"
+    )
     parser.add_argument("--keyservice", metavar="URL", help="export: of this KeyService, without an identity")
     parser.add_argument("--keyservice-id", metavar="HEX", help="verify: it must be this KeyService's log")
     parser.add_argument(
@@ -53,44 +66,70 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.action == "export":
         return _export(args, out)
     verified = _verify(args)
-    return _show(verified, out) if args.action == "show" else _report(verified, out)
+    report = {"show": _show, "readers": _readers, "verify": _report}[args.action]
+    return report(verified, out)
 
 
 def _export(args: argparse.Namespace, out: Output) -> int:
     if args.out is None:
         raise InvalidInput("argument", "`cloister log export` needs --out FILE")
-    opened: list[OpenedEntry] = []
-    if args.keyservice:
-        from cloister.adapters.clock import SystemClock
-        from cloister.adapters.http.blocking import HttpClient
-        from cloister.adapters.keyservice import HttpTransport, fetch_log
+    if args.keyservice and args.all:
+        raise InvalidInput("argument", "--all needs an auditor's identity, and --keyservice asks without one")
+    with ExitStack() as stack:
+        header, leaves, opened = _exported(args, stack)
+        show = stack.enter_context(progress_bars(out))
+        file = stack.enter_context(_whole_file(args.out))
+        count = 0
 
-        http = HttpClient(SystemClock())
-        try:
-            header, leaves = fetch_log(HttpTransport(http, args.keyservice))
-        finally:
-            http.close()
-    else:
-        from cloister.client.audit import export_own
+        def counted() -> Iterator[OpenedEntry]:
+            nonlocal count
+            for count, item in enumerate(opened, 1):  # said at the end
+                if args.all and not count % 256:
+                    show("entries", count, header.head.size)
+                yield item
 
-        with open_client(args) as client:
-            header, leaves, opened = export_own(client, leaves=args.leaves)
-    with args.out.open("wb") as file:
-        for piece in write_export(header, leaves, opened):
+        for piece in write_export(header, leaves, counted()):
             file.write(piece)
     out.result(
         {
             "file": str(args.out),
             "keyservice": header.keyservice.hex(),
             "entries": header.head.size,
-            "opened": len(opened),
+            "opened": count,
             "leaves": bool(leaves),
             "cosignatures": len(header.head.cosignatures),
         },
-        f"{args.out}: {len(opened)} entries opened, of a log of {header.head.size}, "
+        f"{args.out}: {count} entries opened, of a log of {header.head.size}, "
         f"co-signed by {len(header.head.cosignatures)} witnesses",
     )
     return 0
+
+
+def _exported(args: argparse.Namespace, stack: ExitStack) -> tuple[ExportHeader, bytes, Iterable[OpenedEntry]]:
+    if args.keyservice:
+        from cloister.adapters.clock import SystemClock
+        from cloister.adapters.http.blocking import HttpClient
+        from cloister.adapters.keyservice import HttpTransport, fetch_log
+
+        http = HttpClient(SystemClock())
+        stack.callback(http.close)
+        return *fetch_log(HttpTransport(http, args.keyservice)), ()
+    from cloister.client.audit import export_all, export_own
+
+    client = stack.enter_context(open_client(args))
+    return export_all(client) if args.all else export_own(client, leaves=args.leaves)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """The file, which is there when everything was written to it, and not otherwise."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _verify(args: argparse.Namespace) -> VerifiedExport:
@@ -141,6 +180,15 @@ def _report(verified: VerifiedExport, out: Output) -> int:
         "log_keys": [key.hex() for key in header.log_keys.all],
         "cosigned": {item.key.hex(): item.time for item in verified.cosignatures},
     }
+    audited = _audited(verified)
+    if audited is not None:
+        result["audit"] = {
+            "statements": audited.statements,
+            "releases": audited.releases,
+            "findings": [dataclasses.asdict(finding) for finding in audited.findings],
+        }
+    if audited and audited.findings:
+        result["verdict"] = "against the rules"
     lines = [
         f"the log of KeyService {header.keyservice.hex()}: {header.head.size} entries, {_when(header.head.time)}",
         f"  {len(verified.entries)} entries opened, each in the head",
@@ -155,8 +203,26 @@ def _report(verified: VerifiedExport, out: Output) -> int:
     ]
     if not verified.cosignatures:
         lines.append("  no witness was asked for: say --bundle FILE --bundle-root HEX")
+    if audited is not None:
+        good = not audited.findings
+        lines.append(
+            f"  replayed: {audited.statements} statements, each signed and allowed, and {audited.releases} releases, "
+            "each under a grant and a consent"
+            if good
+            else f"  AGAINST THE RULES: {len(audited.findings)} findings"
+        )
+        lines += [f"    entry {found.index}: {found.what} [{found.code}]" for found in audited.findings]
     out.result(result, "\n".join(lines))
-    return 0
+    return 1 if audited and audited.findings else 0
+
+
+def _audited(verified: VerifiedExport) -> Audit | None:
+    """Replayed, where everything was opened."""
+    if not verified.entries or len(verified.entries) != verified.header.head.size:
+        return None
+    from cloister.keyservice.state.audit import audit
+
+    return audit(verified.entries, verified.header.keyservice)
 
 
 def _show(verified: VerifiedExport, out: Output) -> int:
@@ -165,6 +231,24 @@ def _show(verified: VerifiedExport, out: Output) -> int:
     rows: list[dict[str, Any]] = [describe(index, entry) for index, entry in verified.entries]
     lines = [f"{row['index']:>6}  {_when(row['time'])}  {row['what']}" for row in rows]
     out.result({"keyservice": verified.header.keyservice.hex(), "events": rows}, "\n".join(lines) or "nothing opened")
+    return 0
+
+
+def _readers(verified: VerifiedExport, out: Output) -> int:
+    from cloister.client.audit import readers
+
+    rows = readers(verified.entries)
+    lines: list[str] = []
+    for row in rows:
+        owner, _, name = row["model"].partition("/")
+        code = ", ".join(f"{name} {value[:16]}..." for name, value in row["measurements"].items())
+        lines += [
+            f"user {row['user'][:12]}...  model {owner[:12]}.../{name} version {row['version']}",
+            f"  {_when(row['first'])} to {_when(row['until'])}, {row['releases']} releases",
+            f"  on {row['tee']} {code}, configuration {row['configuration'][:16]}...",
+            f"  by the owner's policy {row['owner_policy'][:16]}... and the user's {row['user_policy'][:16]}...",
+        ]
+    out.result({"keyservice": verified.header.keyservice.hex(), "readers": rows}, "\n".join(lines) or "nobody")
     return 0
 
 

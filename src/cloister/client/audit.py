@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from cloister.base.errors import InvalidInput, Tampered
@@ -23,16 +25,44 @@ def export_own(client: Client, *, leaves: bool) -> tuple[ExportHeader, bytes, li
     """
     events = client.events()  # first: the head that follows holds them all
     header, hashes = client.account.link.export()
-    tree = MerkleTree(hashes[at : at + HASH_LENGTH] for at in range(0, len(hashes), HASH_LENGTH))
+    tree = _tree(hashes)
     opened = []
     for item in events:
         index, encoded = item["index"], item["entry"]
-        if index >= tree.size:
-            continue  # not confirmed yet
-        if entry_leaf(encoded) != tree.leaf(index):
-            raise Tampered("log-inclusion", f"the entry shown as {index} is not the one in the log")
-        opened.append(OpenedEntry(index, encoded, () if leaves else tree.inclusion(index)))
+        if index < tree.size:  # otherwise not confirmed yet
+            _require_leaf(tree, index, encoded)
+            opened.append(OpenedEntry(index, encoded, () if leaves else tree.inclusion(index)))
     return header, hashes if leaves else b"", opened
+
+
+def export_all(client: Client) -> tuple[ExportHeader, bytes, Iterator[OpenedEntry]]:
+    """The whole log with all leaves, for an auditor that the KeyService's configuration names; entries as they come.
+
+    :raises Refused: ``not-auditor``. :raises Tampered: an entry is not the one in the log, or is kept back.
+    """
+    header, hashes = client.account.link.export()
+
+    def opened() -> Iterator[OpenedEntry]:
+        tree, expected = _tree(hashes), 0
+        for index, encoded in client.history():
+            if index >= tree.size:  # written meanwhile
+                break
+            _require_leaf(tree, index, encoded)
+            expected += 1
+            yield OpenedEntry(index, encoded)
+        if expected < tree.size:
+            raise Tampered("log-inclusion", f"the KeyService keeps entry {expected} of {tree.size} back")
+
+    return header, hashes, opened()
+
+
+def _tree(hashes: bytes) -> MerkleTree:
+    return MerkleTree(hashes[at : at + HASH_LENGTH] for at in range(0, len(hashes), HASH_LENGTH))
+
+
+def _require_leaf(tree: MerkleTree, index: int, encoded: bytes) -> None:
+    if entry_leaf(encoded) != tree.leaf(index):
+        raise Tampered("log-inclusion", f"the entry shown as {index} is not the one in the log")
 
 
 def describe(index: int, entry: Entry) -> dict[str, Any]:
@@ -65,6 +95,36 @@ def describe(index: int, entry: Entry) -> dict[str, Any]:
         return row
     row["what"] = "the log began"
     return row
+
+
+def readers(entries: Iterable[tuple[int, Entry]]) -> list[dict[str, Any]]:
+    """Who could read what, when, by which policies, on which code: releases of keys that differ in time only are one.
+
+    ``user, model, version, manifest, mode, tee, measurements, configuration, owner_policy, user_policy, releases,
+    first, until``; bytes in hexadecimal, times in Unix seconds, ``until`` the end of the last lease.
+    """
+    found: dict[bytes, dict[str, Any]] = {}
+    for _, entry in entries:
+        if entry.kind != RELEASE:
+            continue
+        record = ReleaseRecord.decode(entry.body)
+        until = entry.time + record.lease_s
+        same_kind = replace(record, key_id=bytes(32), lease_s=1, lease_requests=1).encode()
+        row = found.get(same_kind)
+        if row is None:
+            named = _fields(record)
+            row = found[same_kind] = {
+                **{name: named[name] for name in ("user", "model", "version", "mode", "tee", "measurements")},
+                **{name: named[name] for name in ("owner_policy", "user_policy")},
+                "manifest": record.manifest_digest.hex(),
+                "configuration": record.configuration_digest.hex(),
+                "releases": 0,
+                "first": entry.time,
+                "until": until,
+            }
+        row["releases"] += 1
+        row["until"] = max(row["until"], until)
+    return list(found.values())
 
 
 def _told(body: Body) -> str:

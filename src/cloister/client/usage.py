@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 from cloister.attest.policy import Policy
@@ -127,6 +128,19 @@ class Usage:
     def events(self) -> list[dict[str, Any]]:
         """What happened: log entries that concern this identity, ``{index, entry, inclusion}``."""
         return self._all("events")
+
+    def history(self) -> Iterator[tuple[int, bytes]]:
+        """Every entry of the log, for an auditor: index and encoding, in order.
+
+        :raises Refused: ``not-auditor``.
+        """
+        after = 0
+        while True:
+            page = self.account.ask("history", {"after": after})
+            yield from enumerate(page["entries"], after)
+            if page["next"] == -1:
+                return
+            after = page["next"]
 
     def _all(self, kind: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []

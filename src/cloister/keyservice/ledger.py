@@ -180,11 +180,26 @@ class Ledger:
                 raise tentative()
             head = confirmed if confirmed and covered else self._head()
             for index in indices:
-                data = self._store.read(index)
-                if not same(entry_leaf(data), self._tree.leaf(index)):
-                    raise Tampered("store-record", f"log entry {index} in the store is not the one in the log")
+                data = self._checked(index)
                 found.append((index, data, self._tree.inclusion(index, head.size)))
         return found, head
+
+    def opened(self, first: int, count: int) -> Iterator[bytes]:
+        """Entries from ``first``, at most ``count`` and fewer at the end, each checked against its leaf; raises as
+        :meth:`entries`. What is not confirmed yet, and may be replaced, is left out.
+        """
+        with self._lock:
+            confirmed = self._anchor.confirmed()
+            end = self._tree.size if not self._anchor.tentative else confirmed.size if confirmed else 0
+        for index in range(first, min(end, first + count)):
+            with self._lock:
+                yield self._checked(index)
+
+    def _checked(self, index: int) -> bytes:
+        data = self._store.read(index)
+        if not same(entry_leaf(data), self._tree.leaf(index)):
+            raise Tampered("store-record", f"log entry {index} in the store is not the one in the log")
+        return data
 
     def commit(self, propose: Propose) -> Committed | None:
         """:meth:`write` and :meth:`confirm`: what is returned may be told to others."""

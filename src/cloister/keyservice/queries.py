@@ -1,4 +1,5 @@
-"""Queries and their results (spec/protocol.md, appendix A). Nothing about others than the asker is in any of them.
+"""Queries and their results (spec/protocol.md, appendix A). Nothing about others than the asker is in any
+but an auditor's.
 
 Every ``about`` may hold ``subject``: an identity that delegated to the asker. Lists are paged: at most ``QUERY_PAGE``
 items (``models``: half as many), and ``next``, which is the next page's ``after``, and at the end empty (text) or -1
@@ -17,6 +18,9 @@ items (``models``: half as many), and ``next``, which is the next page's ``after
 ``events``
     About ``after`` (entry index, optional). ``items`` of ``{index, entry, inclusion}``, ``head``, ``next``; entry is
     the encoding, which opens the leaf; the proofs lead to ``head``.
+``history``
+    About ``after`` (entry index, optional). ``first, entries, next``: all entries in order, as many as fit, for the
+    auditors that the measured configuration names (clause 13.28); who reads them compares them with the leaves.
 ``why``
     About ``model, user``. ``checks`` of ``{name, whose, verdict, code, expected, actual}``, and ``denial``: empty, or
     of the last runtime that was refused ``{time, tee, checks}``.
@@ -31,7 +35,7 @@ items (``models``: half as many), and ``next``, which is the next page's ``after
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, final
 
 from cloister.access.checks import Asked, Check, Party
@@ -39,7 +43,7 @@ from cloister.access.decide import explain, shown_to
 from cloister.access.records import ConsentRecord, GrantRecord, Model
 from cloister.base.errors import InvalidInput, Refused
 from cloister.base.ids import ID_LENGTH, ModelId
-from cloister.base.limits import KIB, QUERY_PAGE
+from cloister.base.limits import KIB, MAX_LEAVES, QUERY_PAGE
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.service_keys import endorsed_keys
@@ -67,6 +71,7 @@ class Queries:
         log_key: SigningKey,
         configuration: bytes,
         service_key_epoch_s: int,
+        auditors: Collection[bytes] = (),
     ) -> None:
         self._ledger = ledger
         self._denials = denials
@@ -74,11 +79,13 @@ class Queries:
         self._log_key = log_key
         self._configuration = configuration
         self._service_key_epoch_s = service_key_epoch_s
+        self._auditors = frozenset(auditors)
         self._answers: dict[str, Callable[[bytes, Fields], Result]] = {
             "whoami": self._whoami,
             "models": self._models,
             "access": self._access,
             "events": self._events,
+            "history": self._history,
             "why": self._why,
             "service-key": self._service_key,
             "policy": self._policy,
@@ -157,6 +164,24 @@ class Queries:
                 break
             items.append({"index": index, "entry": data, "inclusion": list(inclusion)})
         return {"items": items, "head": head.fields(), "next": following}
+
+    def _history(self, me: bytes, about: Fields) -> Result:
+        first = about.integer("after") if about.has("after") else 0
+        about.done()
+        if me not in self._auditors:
+            raise Refused(
+                "not-auditor",
+                "the whole log is opened to the auditors that the KeyService's measured configuration names",
+                hint="What concerns you is in the query `events`.",
+            )
+        entries: list[bytes] = []
+        size = 0
+        for data in self._ledger.opened(first, MAX_LEAVES):
+            size += len(data)
+            if entries and size > _PAGE_BYTES:
+                break
+            entries.append(data)
+        return {"first": first, "entries": entries, "next": first + len(entries) if entries else -1}
 
     def _why(self, me: bytes, about: Fields) -> Result:
         model = ModelId.parse(about.text("model", limit=200))

@@ -79,6 +79,7 @@ class KeyService:
             log_key=root.log_key,
             configuration=configuration.encoded,
             service_key_epoch_s=settings.service_key_epoch_s,
+            auditors=settings.auditors,
         )
 
     # --- in the clear ---

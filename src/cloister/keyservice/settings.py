@@ -13,6 +13,7 @@ from cloister.attest.configuration import configure
 from cloister.attest.types import ClaimValue, Configuration
 from cloister.base import limits
 from cloister.base.errors import InvalidInput
+from cloister.base.ids import ID_LENGTH
 
 NO_ROLLBACK_PROTECTION: Final = "none"
 WITNESSES: Final = "witnesses"
@@ -31,6 +32,7 @@ class Settings:
     :param rollback_protection: ``none``: a single node, which says so in its evidence; ``witnesses`` (claim S7).
     :param witnesses: their Ed25519 public keys; ``witness_threshold`` of them, more than half, confirm every head.
     :param replicas: how many replicas share the root secret; 0: it runs alone.
+    :param auditors: ids of identities to which the whole log is opened (clause 13.28); none by default.
     :param epoch_s: one quote and one call key so long; ``epoch_grace_s``: the old call key so much longer.
     :param session_s: a runtime attests again after this.
     :param lease_s: longest lease; ``lease_requests``: most requests of one.
@@ -51,6 +53,7 @@ class Settings:
     witnesses: tuple[bytes, ...] = ()
     witness_threshold: int = 0
     replicas: int = 0
+    auditors: tuple[bytes, ...] = ()
     custodians: tuple[bytes, ...] = field(default=())
     custodian_threshold: int = 0
 
@@ -60,6 +63,7 @@ class Settings:
             raise _malformed("trust_anchors", f"is {PRODUCTION!r} or {NO_ANCHORS!r}")
         self._check_witnesses()
         self._check_replicas()
+        self._check_auditors()
         if self.custodians or self.custodian_threshold:
             raise _malformed("custodians", "are not supported by this version; leave them out")
         if len(self.bundle_root) not in (0, 32):
@@ -110,6 +114,13 @@ class Settings:
         if not self.bundle_root:
             raise _malformed("replicas", "need a bundle_root: its trust bundle says which code may be one")
 
+    def _check_auditors(self) -> None:
+        count = len(self.auditors)
+        if count > limits.MAX_AUDITORS or len(set(self.auditors)) != count:
+            raise _malformed("auditors", f"are more than {limits.MAX_AUDITORS}, or one of them twice")
+        if any(len(name) != ID_LENGTH for name in self.auditors):
+            raise _malformed("auditors", f"has an entry that is no identity's id of {ID_LENGTH} bytes")
+
     @staticmethod
     def read(values: Mapping[str, Any]) -> Settings:
         """From a TOML table; keys in hexadecimal.
@@ -121,7 +132,7 @@ class Settings:
         for name, value in values.items():
             if name not in known:
                 raise _malformed(name[:64], "is not a setting of the KeyService")
-            if name in ("simulation_keys", "custodians", "witnesses"):
+            if name in ("simulation_keys", "custodians", "witnesses", "auditors"):
                 given[name] = _keys(name, value)
             elif name == "bundle_root":
                 given[name] = _keys(name, [value])[0]
@@ -157,6 +168,7 @@ class Settings:
             "witnesses": tuple(sorted(key.hex() for key in self.witnesses)),
             "witness_threshold": self.witness_threshold,
             "replicas": self.replicas,
+            "auditors": tuple(sorted(name.hex() for name in self.auditors)),
             "custodians": tuple(sorted(key.hex() for key in self.custodians)),
             "custodian_threshold": self.custodian_threshold,
         }

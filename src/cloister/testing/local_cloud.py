@@ -78,7 +78,7 @@ class LocalCloud:
     replicas: int | None = None
     keyservice_address: str = ""
     store_url: str = ""
-    keyservice_settings: Mapping[str, int] = field(default_factory=dict)
+    keyservice_settings: Mapping[str, int | list[str]] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _ports: dict[str, str] = field(default_factory=dict)
     _listening: dict[str, str] = field(default_factory=dict)

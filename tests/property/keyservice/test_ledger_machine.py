@@ -15,11 +15,12 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
+from cloister.keyservice.state.audit import audit
 from cloister.keyservice.state.rules import authenticate, check
 from cloister.keyservice.state.state import State
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.vault import Vault
-from cloister.log.entry import STATEMENT, Genesis
+from cloister.log.entry import STATEMENT, Entry, Genesis
 from cloister.log.merkle import verify_consistency, verify_inclusion
 from cloister.testing.clock import FakeClock
 from cloister.testing.people import Person, simulation_policy
@@ -263,6 +264,13 @@ class KeyServiceMachine(RuleBasedStateMachine):
         proof = self.ledger.consistency(self.head.size, head.size)
         verify_consistency(self.head.size, self.head.root, head.size, head.root, proof)
         self.head = head
+
+    def teardown(self) -> None:
+        """An auditor who reads all of it finds nothing, whatever was said in whatever order."""
+        size = self.ledger.head().size
+        entries = [(index, Entry.decode(data)) for index, data, _ in self.ledger.entries(list(range(size)))]
+        found = audit(entries, KS)
+        assert (found.findings, found.statements) == ((), size - 1)
 
 
 KeyServiceMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
