@@ -41,6 +41,7 @@ from cloister.log.entry import STATEMENT
 from cloister.testing.embedded import EmbeddedKeyService, attest_request
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person
+from cloister.testing.plenty import PLENTY
 from cloister.testing.replica_processes import ReplicaProcesses
 from cloister.testing.witness import WitnessProcess
 from cloister.wire import calls, cbor, provisioning
@@ -91,7 +92,8 @@ def opened(folder: Path, witnesses: Sequence[WitnessProcess], away_s: float) -> 
         for witness in witnesses:
             witness.add(root.log_key.public_key)
     begin(SqliteRows(path), root, fake.settings, clock).close()
-    return EmbeddedKeyService(clock=clock, rows=SqliteRows(path), seed=SEED, runtime_tee=fake.runtime_tee, **more)
+    rows = SqliteRows(path)
+    return EmbeddedKeyService(clock=clock, rows=rows, seed=SEED, runtime_tee=fake.runtime_tee, rates=PLENTY, **more)
 
 
 def timed(jobs: list[list[Callable[[], object]]]) -> tuple[float, float]:

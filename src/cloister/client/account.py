@@ -20,7 +20,9 @@ from cloister.wire import calls
 from cloister.wire.statements import Body, DefinePolicy, Query, Register, Statement, sign_query, sign_statement
 
 LIFETIME_S: Final = 300
+LIMITED: Final = "rate-limited"
 _CONFIRM_ATTEMPTS: Final = 5
+_LIMITED_S: Final = 60.0  # a statement lives for 300 s
 
 
 class Account:
@@ -28,6 +30,7 @@ class Account:
 
     :ivar confirmed_s: at the last query, how many seconds ago witnesses confirmed the KeyService's log; -1 for not
         since its start; ``None`` where it has no witnesses.
+    :ivar pause: how it waits, in seconds.
     """
 
     def __init__(self, identity: Identity, keyring: Keyring, link: KeyServiceLink, clock: Clock) -> None:
@@ -36,6 +39,7 @@ class Account:
         self.link = link
         self.clock = clock
         self.confirmed_s: int | None = None
+        self.pause: Callable[[float], None] = time.sleep
 
     def say(
         self,
@@ -74,21 +78,29 @@ class Account:
             sent = sign_statement(statement, signer or self.identity.key)
             return sent
 
-        acknowledged = self._until_confirmed(lambda: self.link.call(calls.STATEMENT, signed, keys))
+        acknowledged = self._patiently(lambda: self.link.call(calls.STATEMENT, signed, keys))
         receipt = check_statement_receipt(acknowledged, sent, description.log_keys)
         self.link.saw(description.keyservice, receipt.head)
         return acknowledged
 
-    def _until_confirmed(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Again, a few times, while a statement is written and witnesses have not confirmed it yet."""
-        for left in reversed(range(_CONFIRM_ATTEMPTS)):
+    def _patiently(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Again, a few times, while what was said is written and not confirmed by witnesses yet; and as often as it
+        takes within a minute where the KeyService says that it is too much, and when it is not any more (5.7).
+        """
+        left, until = _CONFIRM_ATTEMPTS, self.clock.monotonic() + _LIMITED_S
+        while True:
             try:
                 return call()
             except Unavailable as error:
-                if error.code != UNCONFIRMED or "written" not in error.details or not left:
-                    raise
-                time.sleep(error.retry_after or 1.0)
-        raise AssertionError
+                pause = error.retry_after or 1.0
+                if error.code == LIMITED and error.retry_after is not None:
+                    if self.clock.monotonic() + pause > until:
+                        raise
+                else:
+                    left -= 1
+                    if error.code != UNCONFIRMED or "written" not in error.details or not left:
+                        raise
+                self.pause(pause)
 
     def ask(self, kind: str, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask one query; its result is described in spec/protocol.md, 6.7.
@@ -108,7 +120,7 @@ class Account:
             )
             return sign_query(query, self.identity.key)
 
-        result: dict[str, Any] = self.link.call(calls.QUERY, signed)
+        result = self._patiently(lambda: self.link.call(calls.QUERY, signed))
         self.confirmed_s = result.pop("confirmed", None)
         return result
 

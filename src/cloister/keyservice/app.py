@@ -29,6 +29,8 @@ from cloister.keyservice.anchors.probe import probe
 from cloister.keyservice.anchors.witnesses import WitnessAnchor
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.limiting.limiter import Limiter
+from cloister.keyservice.limiting.rates import Rates
 from cloister.keyservice.releases import Releases
 from cloister.keyservice.replication.handover import Donor
 from cloister.keyservice.replication.peers import HttpPeer, replica_identity
@@ -200,9 +202,11 @@ def assemble(
     bundle: Callable[[], TrustBundle] | None = None,
     identity: bytes = b"",
     peers: Sequence[Peer] = (),
+    rates: Rates | None = None,
 ) -> Assembled:
     """Everything but the transport.
 
+    :param rates: how much it lets through; by default as much as ``Rates`` says.
     :param witnesses: how to reach those of the settings.
     :param bundle: the trust bundle whose digest that is; replicas need it.
     :param identity: what this replica is counted by; :param peers: the others, and perhaps itself.
@@ -251,12 +255,17 @@ def assemble(
         raise
     registry = Registry()
     telemetry = Telemetry(registry, clock)
+    limiter = Limiter(rates or Rates(), clock, telemetry.limited)
     releases = Releases(
         ledger,
         anchors=settings.anchors(),
         collateral=collateral,
         bounds=settings.bounds(),
         session_s=settings.session_s,
+        limiter=limiter,
+    )
+    registry.gauge(
+        "cloister_keyservice_growth_room", "How much more the log may grow now, 0 to 1 of a burst.", ask=limiter.room
     )
     registry.gauge("cloister_keyservice_sessions", "Sessions of runtimes.", ask=lambda: len(releases.sessions))
     registry.gauge("cloister_keyservice_log_entries", "Entries of the log.", ask=lambda: ledger.head().size)
@@ -269,6 +278,7 @@ def assemble(
         configuration=decode_configuration(configuration.encoded),
         events=events,
         telemetry=telemetry,
+        limiter=limiter,
         anchor=anchor,
         donor=make_donor(settings, root, ledger=ledger, epochs=epochs, bundle=bundle, collateral=collateral),
     )
@@ -386,12 +396,14 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     witnesses: Sequence[str] = (),
     peers: Sequence[str] = (),
+    rates: Rates | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
     :param ready: called with the address once calls are answered.
     :param tls: to speak TLS; calls are sealed with and without it.
     :param witnesses: addresses of those in the settings; :param peers: of the other replicas.
+    :param rates: as :func:`assemble`.
     """
     client = HttpClient(clock)
     assembled = assemble(
@@ -407,6 +419,7 @@ async def serve(
         witnesses=[HttpWitness(client, address) for address in witnesses],
         identity=replica_identity(state) if settings.replicas else b"",
         peers=[HttpPeer(client, address) for address in peers],
+        rates=rates,
     )
     replica = assembled.replica
     server = KeyServiceServer(assembled.service, assembled.telemetry, log=events, replica=replica)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict, deque
 from typing import Final, final
 
 from cloister.base import limits
@@ -16,6 +17,8 @@ from cloister.crypto.digest import Context, same
 _NONCE: Final = 16
 _MAC: Final = 32
 CHALLENGE_LENGTH: Final = _NONCE + 8 + _MAC
+_NAME: Final = 20  # bytes under which a nonce is remembered
+_SLOT_S: Final = 15.0  # nonces are forgotten so much later at most
 
 
 @final
@@ -28,7 +31,7 @@ class Challenges:
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
-        self._redeemed: dict[bytes, float] = {}
+        self._redeemed: OrderedDict[bytes, float] = OrderedDict()  # in the order in which they end
         self._lock = threading.Lock()
 
     def issue(self, now: float) -> bytes:
@@ -57,7 +60,10 @@ class Challenges:
         """
         with self._lock:
             self.check(challenge, now)
-            _make_room(self._redeemed, now, limits.MAX_CHALLENGES_REDEEMED, "attestations")
+            while self._redeemed and next(iter(self._redeemed.values())) <= now:
+                self._redeemed.popitem(last=False)
+            if len(self._redeemed) >= limits.MAX_CHALLENGES_REDEEMED:
+                raise Unavailable("keyservice-busy", "too many attestations of late", retry_after=10.0)
             self._redeemed[challenge] = now + limits.CHALLENGE_LIFETIME_S + 1
 
     def _mac(self, head: bytes) -> bytes:
@@ -69,11 +75,14 @@ class QueryNonces:
     """Each nonce once per identity while its query lives (clause 6.6).
 
     Calls are sealed to an epoch's key that dies with the process, so nothing needs to be remembered over a restart.
+    No nonce is forgotten before its time. So that a few who ask all the time leave room for everybody else, nobody
+    holds more than a share of what is still free: however many fill the table, it never is full for whoever is new.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[bytes, bytes], float] = {}
+        self._seen: dict[bytes, bytes] = {}  # to who asked
         self._counts: Counter[bytes] = Counter()
+        self._ends: dict[int, deque[bytes]] = {}  # by slots of time, so that forgetting is no search
         self._lock = threading.Lock()
 
     def use(self, issuer: bytes, nonce: bytes, until: float, now: float) -> None:
@@ -81,35 +90,34 @@ class QueryNonces:
 
         :raises Refused: ``query-replayed``. :raises Unavailable: ``keyservice-busy``.
         """
-        key = (issuer, nonce)
+        key = hashlib.sha256(issuer + nonce).digest()[:_NAME]
         with self._lock:
+            self._forget(now)
             if key in self._seen:
                 raise Refused("query-replayed", "a query with this nonce was answered before")
-            full = len(self._seen) >= limits.MAX_QUERY_NONCES
-            if full or self._counts[issuer] >= limits.MAX_QUERY_NONCES_PER_IDENTITY:
-                self._forget(now)
-            if self._counts[issuer] >= limits.MAX_QUERY_NONCES_PER_IDENTITY:
-                raise Unavailable("keyservice-busy", "this identity asks too much", retry_after=60.0)
-            _make_room(self._seen, now, limits.MAX_QUERY_NONCES, "queries")
-            self._seen[key] = until
+            free = limits.MAX_QUERY_NONCES - len(self._seen)
+            share = min(limits.MAX_QUERY_NONCES_PER_IDENTITY, free / limits.QUERY_NONCE_SHARE)
+            if self._counts[issuer] >= share or free <= 0:
+                raise Unavailable("keyservice-busy", "this identity asks too much", retry_after=_SLOT_S)
+            self._seen[key] = issuer
             self._counts[issuer] += 1
+            self._ends.setdefault(_slot(until), deque()).append(key)
+
+    def __len__(self) -> int:
+        return len(self._seen)
 
     def _forget(self, now: float) -> None:
-        for key in [key for key, until in self._seen.items() if until <= now]:
-            del self._seen[key]
-            self._counts[key[0]] -= 1
-            if not self._counts[key[0]]:
-                del self._counts[key[0]]
+        for slot in [slot for slot in self._ends if slot * _SLOT_S <= now]:
+            for key in self._ends.pop(slot):
+                issuer = self._seen.pop(key)
+                self._counts[issuer] -= 1
+                if not self._counts[issuer]:
+                    del self._counts[issuer]
 
 
-def _make_room(seen: dict[bytes, float] | dict[tuple[bytes, bytes], float], now: float, limit: int, what: str) -> None:
-    if len(seen) < limit:
-        return
-    rows: dict[object, float] = seen  # type: ignore[assignment]
-    for key in [key for key, until in rows.items() if until <= now]:
-        del rows[key]
-    if len(rows) >= limit:
-        raise Unavailable("keyservice-busy", f"too many {what} of late", retry_after=10.0)
+def _slot(until: float) -> int:
+    """The slot of time at whose beginning it is over."""
+    return math.ceil(until / _SLOT_S)
 
 
 @final

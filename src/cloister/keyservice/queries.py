@@ -71,14 +71,17 @@ class Queries:
         log_key: SigningKey,
         configuration: bytes,
         service_key_epoch_s: int,
+        entry: Callable[[], None],
         auditors: Collection[bytes] = (),
     ) -> None:
+        """:param entry: called before a service key becomes an entry of the log."""
         self._ledger = ledger
         self._denials = denials
         self._keyservice = keyservice
         self._log_key = log_key
         self._configuration = configuration
         self._service_key_epoch_s = service_key_epoch_s
+        self._entry = entry
         self._auditors = frozenset(auditors)
         self._answers: dict[str, Callable[[bytes, Fields], Result]] = {
             "whoami": self._whoami,
@@ -224,6 +227,7 @@ class Queries:
             keyservice=self._keyservice,
             log_key=self._log_key,
             length=self._service_key_epoch_s,
+            entry=self._entry,
         )
         return {"keys": keys}
 

@@ -13,12 +13,22 @@ from cloister.attest.anchors import TrustAnchors
 from cloister.attest.appraise import AppraisalReport, appraisal_report, appraise
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.policy import Policy
-from cloister.attest.types import Appraisal, Claims, CollateralSource, Evidence, TeeType
+from cloister.attest.types import (
+    Appraisal,
+    Claims,
+    CollateralSource,
+    Configuration,
+    Evidence,
+    TeeType,
+    VerifiedEvidence,
+)
 from cloister.attest.verify import verify
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
+from cloister.base.limits import VERIFICATIONS_AT_ONCE
 from cloister.base.secret import SecretBytes
 from cloister.keyservice.freshness import Challenges
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.limiting.limiter import Limiter, platform_of
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.sessions import AttestedRuntime, Denial, Denials, OpenSession, Sessions
 from cloister.keyservice.state.state import State
@@ -27,6 +37,7 @@ from cloister.log.entry import RELEASE, ReleaseRecord
 from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, new_session, offer_session
 
 _CACHED_POLICIES: Final = 1024  # decoded; a policy is immutable and named by its digest
+_BUSY_S: Final = 0.5
 
 
 @final
@@ -64,6 +75,7 @@ class Releases:
         collateral: CollateralSource,
         bounds: LeaseBounds,
         session_s: int,
+        limiter: Limiter,
     ) -> None:
         self.challenges = Challenges()
         self.sessions = Sessions()
@@ -74,15 +86,36 @@ class Releases:
         self._collateral = collateral
         self._bounds = bounds
         self._session_s = session_s
+        self._limiter = limiter
+        self._admitting = threading.Lock()
+        self._verifying = threading.BoundedSemaphore(VERIFICATIONS_AT_ONCE)
 
     def attest(self, body: bytes) -> dict[str, object]:
         """Verify a runtime's evidence and open a session (clauses 7.2, 7.3).
 
         :raises CloisterError: whatever is wrong with request, challenge, evidence or collateral.
+        :raises Unavailable: ``keyservice-busy``, ``rate-limited``.
         """
         request = AttestRequest.decode(body)
-        now = self._ledger.now()
-        self.challenges.check(request.challenge, now)
+        self.challenges.check(request.challenge, self._ledger.now())
+        if not self._verifying.acquire(blocking=False):  # anybody may ask; threads are left to those who are known
+            raise Unavailable("keyservice-busy", "too much evidence is being verified", retry_after=_BUSY_S)
+        try:
+            verified, configuration = self._verify(request)
+        finally:
+            self._verifying.release()
+        platform, now = platform_of(verified.claims), self._ledger.now()
+        with self._admitting:  # a replay is refused before it costs the platform anything
+            self.challenges.check(request.challenge, now)
+            self._limiter.attestation(platform)
+            self.challenges.redeem(request.challenge, now)
+        lifetime = max(1, min(self._session_s, int(verified.expires_at - now)))
+        session = new_session(lifetime)
+        runtime = AttestedRuntime(verified, configuration, request.report_data(), platform)
+        self.sessions.add(OpenSession(session, runtime, now + lifetime), now)
+        return offer_session(request, session)
+
+    def _verify(self, request: AttestRequest) -> tuple[VerifiedEvidence, Configuration]:
         try:
             tee = TeeType(request.evidence.tee)
         except ValueError as error:
@@ -90,28 +123,24 @@ class Releases:
         evidence = Evidence(tee, request.evidence.body, request.evidence.endorsements)
         configuration = decode_configuration(request.configuration)
         collateral = self._collateral.collateral(evidence)
-        now = self._ledger.now()
-        verified = verify(evidence, collateral, self._anchors, now)
-        report_data = request.report_data()
-        if not _bound(verified.claims, report_data):
+        verified = verify(evidence, collateral, self._anchors, self._ledger.now())
+        if not _bound(verified.claims, request.report_data()):
             raise Refused("report-data-mismatch", "the evidence is not over this request")
-        self.challenges.redeem(request.challenge, now)
-        lifetime = max(1, min(self._session_s, int(verified.expires_at - now)))
-        session = new_session(lifetime)
-        runtime = AttestedRuntime(verified, configuration, report_data)
-        self.sessions.add(OpenSession(session, runtime, now + lifetime), now)
-        return offer_session(request, session)
+        return verified, configuration
 
     def release(self, opened: OpenSession, body: dict[str, Any]) -> dict[str, object]:
         """Decide about one pair of keys; the decision is in the log before the keys leave (clauses 7.5, 7.6).
 
         :raises Refused: ``release-refused``, and nothing else of why (clause 7.9).
+        :raises Unavailable: ``rate-limited``; the ledger's codes.
         """
         request = ReleaseRequest.read(body)
+        self._limiter.release(opened.bucket, opened.runtime.platform)
         taken: list[tuple[KeyRelease, SecretBytes, SecretBytes]] = []
 
         def propose(state: State, vault: Vault, now: float) -> Proposal:
             decision = self._decide(state, request, opened.runtime, now)
+            self._limiter.entry()
             taken.append((decision, *vault.release(decision)))
             return Proposal(RELEASE, _record(decision, opened.runtime).encode())
 
@@ -163,6 +192,8 @@ class Releases:
                 bounds=self._bounds,
             )
         except CloisterError:
+            if facts.grant is None and facts.consent is None:
+                raise  # `why` says so by itself, and names that a runtime invents push out nobody's denial
             checks = explain(
                 Asked(request.user, request.model, request.mode, request.key_id),
                 facts,

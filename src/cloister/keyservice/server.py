@@ -35,6 +35,16 @@ _OWN: Final = frozenset({
     DESCRIPTION_PATH, CHALLENGE_PATH, HANDOVER_PATH, EXCHANGE_PATH, ROLE_PATH, "/healthz", "/metrics"
 })  # fmt: skip  # what each replica answers for itself
 
+# Calls and replies are small, so whoever takes longer holds a place that somebody else could have.
+LIMITS: Final = ServerLimits(
+    max_body=MAX_CALL + KIB,
+    max_connections=1024,
+    head_s=5.0,
+    body_idle_s=5.0,
+    min_body_rate=8 * KIB,
+    write_stall_s=10.0,
+)
+
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -44,7 +54,13 @@ class KeyServiceServer:
     """One KeyService on one listening address; all methods belong to one event loop."""
 
     def __init__(
-        self, service: KeyService, telemetry: Telemetry, *, log: EventLog, replica: Replica | None = None
+        self,
+        service: KeyService,
+        telemetry: Telemetry,
+        *,
+        log: EventLog,
+        replica: Replica | None = None,
+        limits: ServerLimits = LIMITS,
     ) -> None:
         self._service = service
         self._replica = replica
@@ -53,7 +69,6 @@ class KeyServiceServer:
         self._log = log
         self._workers = Workers(THREADS, QUEUE, name="keyservice")
         self._exchanges = None if replica is None else Workers(_EXCHANGES, QUEUE, name="replica")
-        limits = ServerLimits(max_body=MAX_CALL + KIB, max_connections=1024)
         self._server = HttpServer(self._answer, log=log, limits=limits)
         self._upkeep: asyncio.Task[None] | None = None
         self._routes: dict[str, tuple[str, Handler]] = {

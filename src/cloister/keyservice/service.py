@@ -12,6 +12,7 @@ from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.limiting.limiter import Limiter
 from cloister.keyservice.proposals import Proposal, Written
 from cloister.keyservice.queries import Queries
 from cloister.keyservice.releases import Releases
@@ -58,6 +59,7 @@ class KeyService:
         configuration: Configuration,
         events: EventLog,
         telemetry: Telemetry,
+        limiter: Limiter,
         anchor: Anchor | None = None,
         donor: Donor | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class KeyService:
         self._root = root
         self._events = events
         self._telemetry = telemetry
+        self._limiter = limiter
         self._nonces = QueryNonces()
         self._queries = Queries(
             ledger,
@@ -79,6 +82,7 @@ class KeyService:
             log_key=root.log_key,
             configuration=configuration.encoded,
             service_key_epoch_s=settings.service_key_epoch_s,
+            entry=limiter.entry,
             auditors=settings.auditors,
         )
 
@@ -286,9 +290,12 @@ class KeyService:
         with self._ledger.read() as (state, _):
             identity = state.identities.get(issuer)
         verified = authenticate(call.body, identity)
+        recovering = identity is not None and verified.signed_by == identity.recovery_key
 
         def propose(state: State, _vault: Vault, now: float) -> Proposal:
             check(state, verified, call.keys, now)
+            # After everything that a replay fails at: nobody else spends what the issuer may say.
+            self._limiter.statement(state, verified.statement, now, by_recovery_key=recovering)
             return Proposal(log.STATEMENT, call.body, call.keys[0] if call.keys else None)
 
         written = self._ledger.write(propose)
@@ -320,6 +327,7 @@ class KeyService:
         if identity.disabled:
             raise Refused("identity-disabled", "an identity that was disabled asks nothing more")
         self._nonces.use(issuer, query.nonce, float(query.issued_at + query.lifetime), now)
+        self._limiter.query(issuer)
         result = self._queries.answer(issuer, query.kind, query.about)
         if self._anchor.protects:
             age = self._anchor.state().age_s

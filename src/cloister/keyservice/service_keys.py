@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from cloister.access.records import ConsentRecord, ServiceKey
@@ -49,11 +50,18 @@ def next_epoch(keys: tuple[ServiceKey, ...], now: float, length: int) -> tuple[i
 
 
 def endorsed_keys(
-    ledger: Ledger, consent: ConsentRecord, *, keyservice: bytes, log_key: SigningKey, length: int
+    ledger: Ledger,
+    consent: ConsentRecord,
+    *,
+    keyservice: bytes,
+    log_key: SigningKey,
+    length: int,
+    entry: Callable[[], None],
 ) -> list[dict[str, object]]:
     """The keys for what was consented to, with their endorsements; those due are made first.
 
-    :raises Refused: ``limit-reached``. :raises Unavailable: ``store-unavailable``.
+    :param entry: called before one is made; it may refuse.
+    :raises Refused: ``limit-reached``. :raises Unavailable: ``store-unavailable``, ``rate-limited``.
     """
     name = (consent.model, consent.manifest_digest, consent.policy_digest)
 
@@ -64,6 +72,7 @@ def endorsed_keys(
             return None
         if not keys and len(state.service_keys) >= MAX_SERVICE_KEYS:
             raise Refused("limit-reached", f"at most {MAX_SERVICE_KEYS} service keys")
+        entry()
         private = HpkePrivateKey.generate()
         epoch = ServiceKeyEpoch(*name, due[0], private.public_key, due[1], due[2])
         return Proposal(SERVICE_KEY_EPOCH, epoch.encode(), private.secret())
@@ -75,9 +84,9 @@ def endorsed_keys(
     stored = ledger.entries([key.key_entry for key, _ in alive])
     found: list[dict[str, object]] = []
     for (key, word), (index, data, _) in zip(alive, stored, strict=True):
-        entry = Entry.decode(data)
-        ledger.confirm(Written(index, entry))
-        epoch = ServiceKeyEpoch.decode(entry.body)
+        stands = Entry.decode(data)
+        ledger.confirm(Written(index, stands))
+        epoch = ServiceKeyEpoch.decode(stands.body)
         if digest(Context.SERVICE_KEY, epoch.public_key) != key.key_id:
             raise Unavailable("keyservice-unconfirmed", "the log was replaced meanwhile", retry_after=1.0)
         endorsement = ServiceKeyEndorsement(

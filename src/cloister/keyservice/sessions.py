@@ -12,19 +12,23 @@ from typing import final
 from cloister.access.checks import Check
 from cloister.attest.types import Configuration, VerifiedEvidence
 from cloister.base import limits
-from cloister.base.errors import Unavailable
 from cloister.base.ids import ModelId
 from cloister.keyservice.freshness import ReplayWindow
+from cloister.keyservice.limiting.limiter import SessionBucket
 from cloister.wire.provisioning import Session
 
 
 @dataclass(frozen=True, slots=True)
 class AttestedRuntime:
-    """A runtime whose evidence verified, over exactly this report data; appraised anew at every release."""
+    """A runtime whose evidence verified, over exactly this report data; appraised anew at every release.
+
+    :param platform: whose machine it is, as far as the evidence says; what runs on it is counted together.
+    """
 
     verified: VerifiedEvidence
     configuration: Configuration
     report_data: bytes
+    platform: str = ""
 
 
 @dataclass(slots=True)
@@ -35,31 +39,36 @@ class OpenSession:
     runtime: AttestedRuntime
     expires: float
     window: ReplayWindow = field(default_factory=ReplayWindow)
+    bucket: SessionBucket = field(default_factory=SessionBucket)
     useful: bool = False
 
 
 @final
 class Sessions:
-    """Sessions by id."""
+    """Sessions by id.
+
+    One platform holds so many, and all together so many. Whoever comes when there is no room takes the place of a
+    session of the platform that has most: one that attests again and again only pushes itself out, and a fleet on many
+    machines is there when it comes back.
+    """
 
     def __init__(self) -> None:
-        self._open: OrderedDict[bytes, OpenSession] = OrderedDict()
+        self._open: dict[bytes, OpenSession] = {}
+        self._by_platform: dict[str, dict[bytes, OpenSession]] = {}
         self._lock = threading.Lock()
 
     def add(self, opened: OpenSession, now: float) -> None:
-        """Remember one. When there are too many, expired ones go, then the oldest that never released anything.
-
-        :raises Unavailable: ``sessions-full``.
-        """
+        """Remember one, in place of another where there is no room (clause 5.7.6)."""
+        platform = opened.runtime.platform
         with self._lock:
-            if len(self._open) >= limits.MAX_SESSIONS:
+            if len(self._open) >= limits.MAX_SESSIONS or self._held(platform) >= limits.MAX_SESSIONS_PER_PLATFORM:
                 self._expire(now)
-            if len(self._open) >= limits.MAX_SESSIONS:
-                idle = next((name for name, other in self._open.items() if not other.useful), None)
-                if idle is None:
-                    raise Unavailable("sessions-full", "too many runtimes have a session", retry_after=30.0)
-                del self._open[idle]
+            if self._held(platform) >= limits.MAX_SESSIONS_PER_PLATFORM:
+                self._push_out(platform)
+            elif len(self._open) >= limits.MAX_SESSIONS:
+                self._push_out(max(self._by_platform, key=self._held))
             self._open[opened.session.id] = opened
+            self._by_platform.setdefault(platform, {})[opened.session.id] = opened
 
     def get(self, session: bytes, now: float) -> OpenSession | None:
         """The session, unless it is unknown or over."""
@@ -79,9 +88,25 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._open)
 
+    def _held(self, platform: str) -> int:
+        return len(self._by_platform.get(platform, ()))
+
+    def _push_out(self, platform: str) -> None:
+        """The oldest that never released anything, or else the oldest."""
+        held = self._by_platform[platform]
+        idle = (name for name, opened in held.items() if not opened.useful)
+        self._forget(next(idle, None) or next(iter(held)))
+
     def _expire(self, now: float) -> None:
         for name in [name for name, opened in self._open.items() if opened.expires <= now]:
-            del self._open[name]
+            self._forget(name)
+
+    def _forget(self, session: bytes) -> None:
+        opened = self._open.pop(session)
+        held = self._by_platform[opened.runtime.platform]
+        del held[session]
+        if not held:
+            del self._by_platform[opened.runtime.platform]
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,9 @@ class Telemetry:
         self._refused = registry.counter(
             "cloister_keyservice_unauthenticated_total", "Calls refused before they authenticated.", ("code",)
         )
+        self._limited = registry.counter(
+            "cloister_keyservice_limited_total", "Calls that were too many, by kind.", ("kind",)
+        )
         self._seconds = registry.histogram(
             "cloister_keyservice_call_seconds", "Time to the reply, durable write included.", ("kind",)
         )
@@ -51,6 +54,10 @@ class Telemetry:
     def refused(self, code: str) -> None:
         """A call failed before it authenticated."""
         self._refused.add(code)
+
+    def limited(self, kind: str) -> None:
+        """A call was one too many."""
+        self._limited.add(kind)
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[Outcome]:

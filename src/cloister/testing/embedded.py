@@ -15,6 +15,7 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin
+from cloister.keyservice.limiting.rates import Rates
 from cloister.keyservice.replication.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
 from cloister.keyservice.replication.replica import Peer, Replica
 from cloister.keyservice.root import root_of
@@ -40,6 +41,7 @@ class EmbeddedKeyService:
     :param witnesses: how it reaches those that its settings name with ``witness_keys``.
     :param bundle_key: signs a trust bundle that names it, which it runs under then.
     :param identity: and ``peers``: of one of several replicas; ``empty``: which joined, and has no entry yet.
+    :param rates: how much it lets through.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
     """
 
@@ -61,6 +63,7 @@ class EmbeddedKeyService:
         identity: bytes = bytes(16),
         empty: bool = False,
         peers: Sequence[Peer] = (),
+        rates: Rates | None = None,
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
@@ -78,6 +81,7 @@ class EmbeddedKeyService:
         self._witnesses = tuple(witnesses)
         self._identity = identity
         self._peers = tuple(peers)
+        self._rates = rates
         self._collateral = collateral or NoCollateral()
         self.bundle = None if bundle_key is None else self.tee.bundle(bundle_key)
         self._bundle_digest = bundle_digest if self.bundle is None else lambda: self._in_use().digest
@@ -101,6 +105,7 @@ class EmbeddedKeyService:
             witnesses=self._witnesses,
             identity=self._identity,
             peers=self._peers,
+            rates=self._rates,
         )
 
     def _in_use(self) -> TrustBundle:

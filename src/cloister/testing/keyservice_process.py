@@ -18,6 +18,7 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import ROOT_FILE, initialise, read_settings, simulated_tee
 from cloister.keyservice.root import open_root
+from cloister.testing.plenty import plenty_of_everything
 from cloister.wire import calls
 from cloister.wire.calls import Description, LogHead, verify_status
 
@@ -49,6 +50,7 @@ class KeyServiceProcess:
                 raise AssertionError
             self.root = open_root(self.state / ROOT_FILE, self.tee.sealer)
         self.arguments = arguments
+        self.limits = plenty_of_everything(folder)
         self.log = folder / "log.jsonl"
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,7 +62,8 @@ class KeyServiceProcess:
         """
         command = [sys.executable, "-m", "cloister", "keyservice", "run", "--json", "--listen", "127.0.0.1:0"]
         command += ["--state", str(self.state), "--simulation-key", str(self.key_file)]
-        command += ["--configuration", str(self.configuration), *self.arguments, *arguments]
+        command += ["--configuration", str(self.configuration), "--limits", str(self.limits)]
+        command += [*self.arguments, *arguments]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)  # noqa: S603  # ourselves
         if self._process.stdout is None:

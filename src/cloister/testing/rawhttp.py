@@ -23,12 +23,13 @@ class RawClient:
         self.writer = writer
 
     @classmethod
-    async def open(cls, origin: str) -> RawClient:
-        """Connect."""
+    async def open(cls, origin: str, source: str | None = None) -> RawClient:
+        """Connect, from an address of this machine (127.0.0.1 to 127.255.255.254)."""
         if origin.startswith("unix:"):
             return cls(*await asyncio.open_unix_connection(origin.removeprefix("unix:")))
         host, _, port = origin.removeprefix("http://").rpartition(":")
-        return cls(*await asyncio.open_connection(host.strip("[]"), int(port)))
+        local = None if source is None else (source, 0)
+        return cls(*await asyncio.open_connection(host.strip("[]"), int(port), local_addr=local))
 
     async def send(self, data: bytes) -> None:
         """Send these bytes."""

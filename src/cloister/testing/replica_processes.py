@@ -20,6 +20,7 @@ from cloister.client.profile import Profile
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import initialise, read_settings, simulated_tee
 from cloister.testing.people import simulation_policy
+from cloister.testing.plenty import plenty_of_everything
 from cloister.testing.tee import SimulatedTee
 from cloister.testing.witness import WitnessProcess
 
@@ -77,6 +78,7 @@ class ReplicaProcesses:
             encoding="utf-8",
         )
         self.settings = read_settings(self.configuration)
+        self.limits = plenty_of_everything(folder)
         now = int(self.clock.now())
         measurement = measure_installation()
         bundle = TrustBundle(
@@ -110,6 +112,7 @@ class ReplicaProcesses:
         command += ["--listen", f"127.0.0.1:{replica.port}", "--state", str(replica.folder / "state")]
         command += ["--simulation-key", str(replica.folder / "platform.key")]
         command += ["--configuration", str(self.configuration), "--bundle", str(self.bundle)]
+        command += ["--limits", str(self.limits)]
         command += [word for other in self.replicas for word in ("--peer", other.address)]
         command += [word for witness in self.witnesses for word in ("--witness", witness.address)]
         with (replica.folder / "log.jsonl").open("ab") as log:

@@ -7,6 +7,7 @@ the attested key; the reply opens only with the secret that travelled inside the
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -325,7 +326,7 @@ def _error_fields(error: CloisterError) -> dict[str, object]:
         "message": error.message,
         "hint": error.hint or "",
         "details": error.details,
-        "retry_ms": -1 if retry is None else int(retry * 1000),
+        "retry_ms": -1 if retry is None else math.ceil(retry * 1000),  # who waits so long has waited long enough
     }
 
 

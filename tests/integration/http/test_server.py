@@ -395,14 +395,24 @@ def test_a_body_that_drips_is_cut(run, serving) -> None:
 
 def test_too_many_connections_are_turned_away(run, serving) -> None:
     async def scenario() -> None:
-        async with serving(echo, ServerLimits(max_connections=2)) as server:
+        started, go_on = asyncio.Semaphore(0), asyncio.Event()
+
+        async def app(_: Request) -> Response:
+            started.release()
+            await go_on.wait()
+            return Response(200)
+
+        async with serving(app, ServerLimits(max_connections=2)) as server:
             clients = [await RawClient.open(server.address) for _ in range(2)]
             for client in clients:
                 await client.send(GET)
-                assert (await client.answer()).status == 200
+                await started.acquire()
             third = await RawClient.open(server.address)
             assert (await third.answer()).status == 503
             assert await third.ended()
+            go_on.set()
+            for client in clients:
+                assert (await client.answer()).status == 200
             for client in (*clients, third):
                 await client.close()
 

@@ -29,8 +29,6 @@ from cloister.testing.clock import FakeClock
 from cloister.testing.rows import MemoryDisk, MemoryRows
 from cloister.wire.provisioning import new_session
 
-RUNTIME: Any = AttestedRuntime(None, None, bytes(64))  # type: ignore[arg-type]  # only kept, never read here
-
 
 def test_redeemed_challenges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(freshness.limits, "MAX_CHALLENGES_REDEEMED", 2)
@@ -57,7 +55,6 @@ def test_challenges_of_the_future_are_none() -> None:
 
 
 def test_query_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freshness.limits, "MAX_QUERY_NONCES", 3)
     monkeypatch.setattr(freshness.limits, "MAX_QUERY_NONCES_PER_IDENTITY", 2)
     nonces = QueryNonces()
     for number in range(2):
@@ -67,11 +64,41 @@ def test_query_nonces(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable):  # this identity's share
         nonces.use(b"a", bytes([2]), 100.0, 0.0)
     nonces.use(b"b", bytes([0]), 50.0, 0.0)
-    with pytest.raises(Unavailable):  # everybody's
-        nonces.use(b"c", bytes([0]), 100.0, 0.0)
-    nonces.use(b"c", bytes([0]), 200.0, 60.0)  # b's is over
-    nonces.use(b"a", bytes([2]), 200.0, 100.0)
-    nonces.use(b"b", bytes([0]), 200.0, 100.0)  # a query so old would be refused by its own time
+    with pytest.raises(Refused):  # not forgotten before its time
+        nonces.use(b"a", bytes([0]), 100.0, 99.9)
+    nonces.use(b"a", bytes([2]), 200.0, 105.0)
+    assert len(nonces) == 1
+
+
+def test_those_who_hoard_query_nonces_leave_room_for_whoever_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freshness.limits, "MAX_QUERY_NONCES", 20_000)
+    nonces = QueryNonces()
+
+    def hoard(who: int) -> None:
+        for number in range(20_000):
+            nonces.use(b"hoarder %d" % who, number.to_bytes(2, "big"), 600.0, 0.0)
+
+    for who in range(300):
+        with pytest.raises(Unavailable) as caught:
+            hoard(who)
+        assert caught.value.code == "keyservice-busy"
+    for number in range(20):
+        nonces.use(b"honest", bytes([number]), 600.0, 0.0)
+    assert 10_000 < len(nonces) < 20_000
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.floats(0, 90), st.floats(1, 90)), max_size=60))
+def test_a_nonce_is_accepted_once_while_its_query_lives(asked: list[tuple[int, int, float, float]]) -> None:
+    nonces, lives, now = QueryNonces(), dict[tuple[int, int], float](), 0.0
+    for who, nonce, later, life in asked:
+        now += later
+        try:
+            nonces.use(bytes([who]), bytes([nonce]), now + life, now)
+        except Refused:
+            assert lives[who, nonce] > now - 15.0
+        else:
+            assert lives.get((who, nonce), 0.0) <= now
+            lives[who, nonce] = now + life
 
 
 @given(st.lists(st.integers(1, 3 * limits.SESSION_WINDOW), max_size=60))
@@ -84,28 +111,46 @@ def test_a_sequence_number_is_accepted_once(numbers: list[int]) -> None:
             accepted.add(number)
 
 
+def opened(table: Sessions, expires: float, *, useful: bool, now: float = 0.0, platform: str = "") -> OpenSession:
+    runtime: Any = AttestedRuntime(None, None, bytes(64), platform)  # type: ignore[arg-type]
+    session = OpenSession(new_session(10), runtime, expires)
+    session.useful = useful
+    table.add(session, now)
+    return session
+
+
 def test_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.limits, "MAX_SESSIONS", 2)
     table = Sessions()
-
-    def opened(expires: float, *, useful: bool) -> OpenSession:
-        session = OpenSession(new_session(10), RUNTIME, expires)
-        session.useful = useful
-        table.add(session, 0.0 if expires < 50 else 20.0)
-        return session
-
-    first, second = opened(10, useful=True), opened(30, useful=False)
-    third = opened(40, useful=True)  # the idle one makes room
+    first = opened(table, 10, useful=True)
+    second = opened(table, 30, useful=False)
+    third = opened(table, 40, useful=True)  # the idle one makes room
     assert table.get(second.session.id, 0.0) is None
     assert table.get(first.session.id, 0.0) is first
-    with pytest.raises(Unavailable) as caught:
-        opened(45, useful=True)
-    assert caught.value.code == "sessions-full"
-    opened(60, useful=True)  # by now the first is over
+    fourth = opened(table, 45, useful=True)  # of those that are useful the oldest
+    assert table.get(first.session.id, 0.0) is None
+    opened(table, 60, useful=False, now=42.0)  # by now the third is over
+    assert table.get(third.session.id, 42.0) is None
+    assert table.get(fourth.session.id, 42.0) is fourth
     assert len(table) == 2
     table.sweep(100.0)
     assert len(table) == 0
-    assert table.get(third.session.id, 0.0) is None
+
+
+def test_a_platform_pushes_out_its_own_sessions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions.limits, "MAX_SESSIONS", 20)
+    monkeypatch.setattr(sessions.limits, "MAX_SESSIONS_PER_PLATFORM", 8)
+    table = Sessions()
+    honest = [opened(table, 1000, useful=False, platform=f"hospital {number}") for number in range(10)]
+    for _ in range(50):
+        opened(table, 1000, useful=True, platform="hostile")
+    assert len(table) == 18
+    for _ in range(50):  # and with a second machine, when all together are too many
+        opened(table, 1000, useful=True, platform="hostile too")
+    assert len(table) == 20
+    assert all(table.get(one.session.id, 0.0) is one for one in honest)
+    again = opened(table, 1000, useful=False, platform="hospital 0")
+    assert all(table.get(one.session.id, 0.0) is one for one in (*honest, again))
 
 
 def test_denials(monkeypatch: pytest.MonkeyPatch) -> None:

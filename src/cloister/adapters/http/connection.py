@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from cloister.adapters.http import problem
 from cloister.adapters.http.body import Body
 from cloister.adapters.http.content import Buffer
+from cloister.adapters.http.crowd import Waiting, group_of
 from cloister.adapters.http.head import RequestHead, incomplete_head_is_bad, parse_request_head
 from cloister.adapters.http.limits import SCRATCH
 from cloister.adapters.http.message import Request, Response
@@ -54,6 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         self._since = self._progress = self._loop.time()
         self._received = 0
         self._paused_at = self._paused_for = 0.0
+        self.address = ""
         self._transport: asyncio.Transport
         self._out: Outlet
         self._task: asyncio.Task[None] | None = None
@@ -63,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._out = Outlet(self._transport)
+        self.address = group_of(self._transport.get_extra_info("peername"))
         admitted = self._server.enter(self)
         self._task = self._loop.create_task(self._run() if admitted else self._turn_away())
         self._task.add_done_callback(self._ended)
@@ -125,6 +128,21 @@ class Connection(asyncio.BufferedProtocol):
         """Whether the transport is closed for good."""
         return self._phase is _Phase.CLOSED
 
+    @property
+    def waiting(self) -> Waiting:
+        """What it waits for."""
+        if self._phase is _Phase.HEAD:
+            return Waiting.HEAD if self._pending else Waiting.IDLE
+        body = self._body
+        if self._phase is _Phase.LINGER or self._out.waiting or (body is not None and body.wants_more()):
+            return Waiting.CLIENT
+        return Waiting.SERVICE
+
+    @property
+    def since(self) -> float:
+        """When it began to wait, on the loop's clock."""
+        return self._since
+
     def sweep(self, now: float) -> None:
         """Cut what takes too long; called about once a second."""
         limits = self._limits
@@ -137,7 +155,7 @@ class Connection(asyncio.BufferedProtocol):
             if now - self._since > limits.linger_s:
                 self._transport.abort()
         elif self._phase is _Phase.REQUEST:
-            if self._out.stalled(now, limits.write_stall_s):
+            if self._out.stalled(now, limits.write_stall_s, limits.min_body_rate):
                 self._transport.abort()
             body = self._body
             if body is not None and body.wants_more() and self._reading:

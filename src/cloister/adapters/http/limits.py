@@ -28,12 +28,14 @@ class ServerLimits:
     """Of one server. Times are in seconds.
 
     :param max_body: largest request body ``Request.body`` takes; a sealed body is a little longer than its plaintext.
-    :param max_connections: open connections; one more is answered 503 and closed.
+    :param max_connections: open connections; one more takes the place of one that keeps us waiting (``crowd.py``), or
+        is answered 503 and closed.
     :param idle_s: a connection with nothing under way.
     :param head_s: from a head's first byte to its last (slowloris).
     :param body_idle_s: between two reads of a body the application waits for.
     :param min_body_rate: bytes per second a sender must reach over the whole body, after ``body_idle_s`` of grace.
-    :param write_stall_s: a client that takes nothing of its answer.
+    :param write_stall_s: a client that takes nothing of its answer; after as long also one that takes less of it than
+        ``min_body_rate``.
     :param linger_s: how long the rest of a refused body is read and dropped, so that the answer is not lost to a reset.
     """
 

@@ -19,15 +19,24 @@ class Outlet:
     3.12 until 3.13.5 forgets to call ``pause_writing`` for what is left over (CPython issue 136234).
     """
 
-    __slots__ = ("_drained", "_one_by_one", "_paused", "_seen_at", "_seen_size", "_transport")
+    __slots__ = (
+        "_began_at",
+        "_began_size",
+        "_drained",
+        "_one_by_one",
+        "_paused",
+        "_seen_at",
+        "_seen_size",
+        "_transport",
+    )
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
         self._one_by_one = isinstance(transport, asyncio.WriteTransport)  # uvloop's are no subclass of it
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
-        self._seen_at = 0.0
-        self._seen_size = -1
+        self._began_at = self._seen_at = 0.0
+        self._began_size = self._seen_size = -1
         # TLS pauses at its mark, plain transports above it; it keeps an encrypted copy, and no buffer either.
         tls = transport.get_extra_info("sslcontext") is not None
         transport.set_write_buffer_limits(high=1 if tls else 0, low=0)
@@ -64,7 +73,8 @@ class Outlet:
         """
         while self._paused:
             loop = asyncio.get_running_loop()
-            self._seen_at, self._seen_size = loop.time(), -1
+            self._began_at = self._seen_at = loop.time()
+            self._began_size = self._seen_size = self._transport.get_write_buffer_size()
             self._drained = loop.create_future()
             try:
                 await self._drained
@@ -73,14 +83,22 @@ class Outlet:
         if self._transport.is_closing():
             raise ConnectionResetError
 
-    def stalled(self, now: float, limit: float) -> bool:
-        """Whether the peer has taken nothing for ``limit`` seconds although something waits for it."""
+    @property
+    def waiting(self) -> bool:
+        """Whether the peer keeps the writer waiting."""
+        return self._drained is not None
+
+    def stalled(self, now: float, limit: float, rate: int = 0) -> bool:
+        """Whether the peer has taken nothing for ``limit`` seconds although something waits for it; or for longer than
+        that less than ``rate`` bytes a second.
+        """
         if self._drained is None:
             return False
         size = self._transport.get_write_buffer_size()
         if size != self._seen_size:
             self._seen_at, self._seen_size = now, size
-        return now - self._seen_at > limit
+        spent = now - self._began_at
+        return now - self._seen_at > limit or (spent > limit and self._began_size - size < rate * spent)
 
     def pause(self) -> None:
         """The transport holds bytes that the kernel did not take."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from cloister.adapters.http.buffers import BufferPool
 from cloister.adapters.http.connection import Connection
+from cloister.adapters.http.crowd import Crowd
 from cloister.adapters.http.limits import SCRATCH, ServerLimits
 from cloister.adapters.http.message import App
 from cloister.adapters.logs import EventLog
@@ -41,7 +42,7 @@ class HttpServer:
         self.scratch_view = memoryview(self.scratch)
         self.draining = False
         self._log = log
-        self._active: set[Connection] = set()
+        self._active: Crowd[Connection] = Crowd()
         self._lingering: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._address = ""
@@ -129,9 +130,15 @@ class HttpServer:
     # --- for connections ---
 
     def enter(self, connection: Connection) -> bool:
-        """Count a connection in; False when there are too many."""
-        if self.draining or len(self._active) >= self.limits.max_connections:
+        """Count a connection in, perhaps in another one's place; False when there are too many."""
+        if self.draining:
             return False
+        if len(self._active) >= self.limits.max_connections:
+            other = self._active.makes_room(connection.address)
+            if other is None:
+                return False
+            self._active.discard(other)
+            other.abort()
         self._active.add(connection)
         self._empty.clear()
         return True
@@ -148,7 +155,7 @@ class HttpServer:
         self._active.discard(connection)
         if connection.gone:
             self._lingering.discard(connection)
-        if not self._active and not self._lingering:
+        if not self.connections:
             self._empty.set()
 
     def report(self, error: Exception) -> None:

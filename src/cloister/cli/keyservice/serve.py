@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="where a witness of the configuration answers; once for each",
     )
+    parser.add_argument(
+        "--limits", type=Path, metavar="FILE", help="TOML: how much it lets through; not measured (how-to/limits.md)"
+    )
     options.add_peers(parser, "where another replica answers; once for each, and itself may be among them")
     options.add_keyservice_id(parser)
     parser.add_argument(
@@ -53,10 +56,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.process import run as run_loop
     from cloister.adapters.tee.endorsing import EndorsingAttester
     from cloister.keyservice.app import serve, trust_bundle
+    from cloister.keyservice.limiting.rates import read_rates
     from cloister.keyservice.replication.joining import Joining, find_root
 
     state: Path = args.state
     host, port = parse_listen(args.listen)
+    rates = read_rates(args.limits)
     place = options.open_place(args)
     settings, tee, clock = place.settings, place.tee, place.clock
     cache = state / "collateral" if state.is_dir() else None
@@ -88,6 +93,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             events=events,
             witnesses=args.witness,
             peers=args.peer,
+            rates=rates,
             tls=_tls(args),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),
         )
