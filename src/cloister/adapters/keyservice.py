@@ -41,7 +41,10 @@ UNCONFIRMED: Final = "keyservice-unconfirmed"
 _TAKE_OVER: Final = frozenset({
     "bad-gateway-answer", "call-epoch-gone", "keyservice-closing", "keyservice-leader-away", "keyservice-no-leader",
     "keyservice-rolled-back", "keyservice-unreachable", "keyservice-superseded", "shutting-down", UNCONFIRMED,
+    "challenge-malformed", "status-not-fresh",  # when another one answers the second of two questions
 })  # fmt: skip
+# The epoch ended between two exchanges, or another replica answered the second one: attesting anew helps.
+_EPOCH_ENDED: Final = frozenset({"call-epoch-gone", "status-not-fresh"})
 _TAKE_OVER_S: Final = 20.0  # how long one is waited for
 _TAKE_OVER_PAUSE_S: Final = 0.5
 NO_ROLLBACK_PROTECTION: Final = "none"
@@ -307,8 +310,8 @@ class KeyServiceLink:
         for attempt in count(1):
             try:
                 return self.attested()
-            except (Unavailable, Tampered) as error:
-                if not self._takes_over(error, until, attempt):
+            except (Unavailable, Tampered, InvalidInput) as error:
+                if not self._ended(error, attempt) and not self._takes_over(error, until, attempt):
                     raise
         raise AssertionError
 
@@ -437,12 +440,15 @@ class KeyServiceLink:
                 pending = calls.seal_call(attested.description, kind, body(attested), keys)
                 reply = self._transport.post("/v1/call", pending.data, limit=MAX_REPLY)
                 return calls.open_reply(pending, reply)
-            except (Unavailable, Tampered) as error:
-                again = error.code == "call-epoch-gone" and attempt == 1
-                if not again and not self._takes_over(error, until, attempt):
+            except (Unavailable, Tampered, InvalidInput) as error:
+                if not self._ended(error, attempt) and not self._takes_over(error, until, attempt):
                     raise
                 self.forget()
         raise AssertionError
+
+    @staticmethod
+    def _ended(error: CloisterError, attempt: int) -> bool:
+        return attempt == 1 and error.code in _EPOCH_ENDED
 
     def _takes_over(self, error: CloisterError, until: float, attempt: int) -> bool:
         """Whether it is worth while to ask again: there are replicas, and time; waits a little.
