@@ -106,6 +106,19 @@ MAX_CUSTODY_RECORD: Final = 64 * KIB  # 16 shares and the root; it is kept besid
 MAX_RECOVERY_OFFER: Final = 512 * KIB  # such a record, evidence and what was endorsed with it
 MAX_RECOVERY_ANSWER: Final = 2 * KIB  # a share of 32 bytes, sealed
 
+# --- backups of the KeyService (clause 13.25) ---
+BACKUP_ROWS: Final = 64  # entries that are read at once, while statements wait: about 1 ms
+MAX_BACKUP_ROWS: Final = 256  # entries in one record
+BACKUP_ROWS_BYTES: Final = MIB  # and their bytes; one entry at least
+MAX_BACKUP_RECORD: Final = 2 * MIB  # such a page with its frame
+MAX_BACKUP_KEPT: Final = 64  # records beside the log: its head, the newest co-signed one, what custodians need
+BACKUP_S: Final = 3600.0  # after so long a backup that is still being fetched is cut
+RESTORE_BATCH: Final = 4_096  # records written in one transaction while restoring, and
+RESTORE_BATCH_BYTES: Final = 8 * MIB  # their bytes; one page more at most
+MAX_BACKUP_HISTORY: Final = 4 * KIB  # the note of when the last backup was made
+MAX_STANDING: Final = 64 * KIB  # what an operator is told over the control socket
+CONTROL_CONNECTIONS: Final = 8  # of the operator's own commands
+
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*
 MAX_VERSION: Final = 32

@@ -27,6 +27,7 @@ from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.anchors.probe import probe
 from cloister.keyservice.anchors.witnesses import WitnessAnchor
+from cloister.keyservice.control import CONTROL_FILE, make_control
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.limiting.limiter import Limiter
@@ -39,6 +40,7 @@ from cloister.keyservice.root import Root, make_root, new_root
 from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
+from cloister.keyservice.standing import Standing
 from cloister.keyservice.storage.port import Rows
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
@@ -76,6 +78,7 @@ class Assembled:
     releases: Releases
     telemetry: Telemetry
     root: Root
+    anchor: Anchor
     replica: Replica | None = None
 
 
@@ -285,7 +288,7 @@ def assemble(
     observe_anchor(registry, anchor)
     if replica is not None and isinstance(anchor, MajorityAnchor):
         observe_replica(registry, replica, anchor)
-    return Assembled(service, ledger, releases, telemetry, root, replica)
+    return Assembled(service, ledger, releases, telemetry, root, anchor, replica)
 
 
 def make_anchor(
@@ -406,8 +409,9 @@ async def serve(
     :param rates: as :func:`assemble`.
     """
     client = HttpClient(clock)
+    rows = SqliteRows(state / STORE_FILE)
     assembled = assemble(
-        SqliteRows(state / STORE_FILE),
+        rows,
         root,
         tee,
         settings,
@@ -423,12 +427,19 @@ async def serve(
     )
     replica = assembled.replica
     server = KeyServiceServer(assembled.service, assembled.telemetry, log=events, replica=replica)
+    control = make_control(
+        state,
+        Standing(assembled, rows, settings, tee, clock, lambda: server.address, tuple(witnesses)),
+        root_file=state / ROOT_FILE,
+        events=events,
+    )
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
         await server.start(host, port, tls=tls)
+        await control.start(state / CONTROL_FILE)
         if replica is not None:
             replica.start()
         _write_address(state / ADDRESS_FILE, server.address)
@@ -444,6 +455,7 @@ async def serve(
     finally:
         with contextlib.suppress(OSError):
             (state / ADDRESS_FILE).unlink()
+        await control.stop()
         cut = await server.stop(DRAIN_S)
         client.close()
         events.event("stopped", count=cut)

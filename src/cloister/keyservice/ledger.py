@@ -12,11 +12,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Final, final
 
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Tampered, Unavailable
 from cloister.base.limits import (
+    BACKUP_ROWS,
+    BACKUP_ROWS_BYTES,
     COMMIT_BATCH,
     MAX_COMMIT_QUEUE,
     REPEATED_STATEMENTS,
@@ -37,7 +40,7 @@ from cloister.keyservice.proposals import (
 )
 from cloister.keyservice.state.state import State
 from cloister.keyservice.state.transitions import apply
-from cloister.keyservice.storage.port import KeyStore, NewEntry, SealedEntry
+from cloister.keyservice.storage.port import Copied, KeyStore, NewEntry, SealedEntry
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import GENESIS, SALT_LENGTH, STATEMENT, Entry, Genesis, entry_leaf
 from cloister.log.merkle import MerkleTree
@@ -332,6 +335,29 @@ class Ledger:
                 break
             found += part
         return found
+
+    def copied(self, first: int, link: bytes) -> Copied:
+        """Entries from ``first`` as they lie in the store, for a backup; at the log's end what is kept with its head.
+
+        :param link: what the first ``first`` entries hash to, as they were copied.
+        :raises Unavailable: ``backup-overtaken``: another history replaced some of them; ``store-unavailable``;
+            ``keyservice-closing``. :raises Tampered: the store's codes.
+        """
+        with self._lock:
+            if self._closed:
+                raise Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0)
+            size = self._tree.size
+            if self._stale or first > size or not same(self._store.link(first), link):
+                raise Unavailable(
+                    "backup-overtaken", "entries that were copied were replaced by another history", retry_after=1.0
+                )
+            rows, room = self._store.sealed(first, BACKUP_ROWS), BACKUP_ROWS_BYTES
+            sizes = (len(row.record) + len(row.secret) for row in rows)
+            fitting = sum(total <= room for total in accumulate(sizes))
+            rows = rows[: max(1, fitting)]
+            end = first + len(rows)
+            leaves = b"".join(self._tree.leaf(index) for index in range(first, end))
+            return Copied(tuple(rows), leaves, tuple(self._store.kept()) if end == size else ())
 
     def absorb(self, entries: Sequence[SealedEntry], proof: bytes) -> None:
         """Take over entries that another replica wrote; durable on return.

@@ -89,8 +89,12 @@ class EmbeddedKeyService:
             begin(MemoryRows(self.disk), self._root, self.settings, self.clock).close()
         self.assembled = self._assemble()
 
+    def as_tee(self) -> Tee:
+        """Where it runs."""
+        return Tee(self.tee.attester(), self.tee.sealer(), self.tee.measurement)
+
     def _assemble(self) -> Assembled:
-        tee = Tee(self.tee.attester(), self.tee.sealer(), self.tee.measurement)
+        tee = self.as_tee()
         rows = self._rows if self._rows is not None else MemoryRows(self.disk)
         return assemble(
             rows,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 from cloister.base.errors import Unavailable
-from cloister.keyservice.storage.port import TABLES, Row
+from cloister.keyservice.storage.port import TABLES, Row, StoreFacts
 from cloister.keyservice.storage.sealed import unavailable
 
 
@@ -74,6 +74,10 @@ class MemoryRows:
 
     def reopen(self) -> None:
         """Nothing is buffered."""
+
+    def facts(self) -> StoreFacts:
+        """What it is."""
+        return StoreFacts("memory", 1, sum(len(row) for rows in self._open.tables.values() for row in rows.values()))
 
     def close(self) -> None:
         """Let the disk go."""

@@ -29,6 +29,22 @@ class Row:
     record: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """For operators: what the storage is.
+
+    :param size: bytes on the disk; ``None`` where that is not known.
+    """
+
+    kind: str
+    schema: int
+    size: int | None = None
+
+    def fields(self) -> dict[str, object]:
+        """For JSON."""
+        return {"kind": self.kind, "schema": self.schema, "bytes": self.size}
+
+
 class Rows(Protocol):
     """Port: atomic, durable storage of opaque records by table and index. Fake: ``cloister.testing.rows``."""
 
@@ -49,6 +65,9 @@ class Rows(Protocol):
 
     def reopen(self) -> None:
         """After a failed write: start again from what the disk holds; raises as :meth:`scan`."""
+
+    def facts(self) -> StoreFacts:
+        """What it is; from any thread, beside whatever else goes on, and it raises nothing."""
 
     def close(self) -> None:
         """Give up the storage and its lock."""
@@ -71,6 +90,19 @@ class SealedEntry:
 
     record: bytes
     secret: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A part of the store as it lies there, for a backup.
+
+    :param leaves: leaf hashes of the entries, one after the other.
+    :param kept: records of the table ``head`` by index, when these are the newest entries; empty before.
+    """
+
+    rows: tuple[SealedEntry, ...]
+    leaves: bytes
+    kept: tuple[tuple[int, bytes], ...] = ()
 
 
 class KeyStore(Protocol):
@@ -111,6 +143,12 @@ class KeyStore(Protocol):
 
     def sealed(self, first: int, count: int) -> list[SealedEntry]:
         """Up to ``count`` entries from ``first`` as they lie there; fewer at the end; raises as :meth:`read`."""
+
+    def kept(self) -> list[tuple[int, bytes]]:
+        """Every record of the table ``head`` as it lies there, by index: how long the log is, and what is kept beside.
+
+        For backups; raises as :meth:`append`.
+        """
 
     def open_next(self, entries: Sequence[SealedEntry]) -> list[NewEntry]:
         """Authenticate what another replica sent: it must continue what is here.

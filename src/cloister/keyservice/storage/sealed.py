@@ -23,7 +23,7 @@ from cloister.wire.cbor import Fields
 
 _SALT: Final = 32
 _CHAIN: Final = 32
-_START: Final = bytes(_CHAIN)
+CHAIN_START: Final = bytes(_CHAIN)
 
 
 @final
@@ -61,7 +61,7 @@ class SealedStore:
                 raise Tampered("store-missing", f"the store lacks log entry {self._size}; entry {index} comes next")
             previous = self._at(index)
             data = self._open(ENTRIES, index, previous, record)
-            self._chain += _link(previous, record)
+            self._chain += chain_link(previous, record)
             yield data
         if head is None:
             if self._size:
@@ -104,7 +104,7 @@ class SealedStore:
         found = []
         for index in range(first, min(self._size, first + count)):
             record = self._rows.get(ENTRIES, index)
-            if record is None or not same(_link(self._at(index), record), self._at(index + 1)):
+            if record is None or not same(chain_link(self._at(index), record), self._at(index + 1)):
                 raise Tampered("store-missing", f"the store does not hold log entry {index} as it was written")
             found.append(SealedEntry(record, self._rows.get(SECRETS, index) or b""))
         return found
@@ -114,7 +114,7 @@ class SealedStore:
         chain, found = self._at(self._size), []
         for index, entry in enumerate(entries, self._size):
             data = self._open(ENTRIES, index, chain, entry.record)
-            chain = _link(chain, entry.record)
+            chain = chain_link(chain, entry.record)
             secret = SecretBytes(self._open(SECRETS, index, chain, entry.secret)) if entry.secret else None
             found.append(NewEntry(data, secret))
         return found
@@ -122,7 +122,15 @@ class SealedStore:
     def proof(self) -> bytes:
         """What was kept as proof; see the port."""
         record = self._rows.get(HEAD, 1)
-        return b"" if record is None else self._open(HEAD, 1, _START, record)
+        return b"" if record is None else self._open(HEAD, 1, CHAIN_START, record)
+
+    def kept(self) -> list[tuple[int, bytes]]:
+        """Records of the table ``head`` as they lie there; see the port."""
+        self._settle()
+        head = self._read_head()
+        if head != (self._size, self._at(self._size)):
+            raise Tampered("store-head", f"the store's head is not of the {self._size} log entries that are there")
+        return list(self._rows.scan(HEAD))
 
     # --- writing ---
 
@@ -136,7 +144,7 @@ class SealedStore:
             index = size + offset
             record = self._seal(ENTRIES, index, chain, entry.data)
             put.append(Row(ENTRIES, index, record))
-            chain = _link(chain, record)
+            chain = chain_link(chain, record)
             links += chain
             if entry.secret is not None:
                 put.append(Row(SECRETS, index, self._seal(SECRETS, index, chain, entry.secret.reveal())))
@@ -150,7 +158,7 @@ class SealedStore:
         links = bytearray()
         for index, entry in enumerate(entries, size):
             put.append(Row(ENTRIES, index, entry.record))
-            chain = _link(chain, entry.record)
+            chain = chain_link(chain, entry.record)
             links += chain
             if entry.secret:
                 put.append(Row(SECRETS, index, entry.secret))
@@ -209,7 +217,7 @@ class SealedStore:
                 self._rows.write([self._head_row(size, self._at(size))], drop)
             else:
                 self._rows.write([], [*drop, (HEAD, 0)])
-        elif (head or (0, _START)) != (size, self._at(size)):
+        elif (head or (0, CHAIN_START)) != (size, self._at(size)):
             raise Tampered("store-head", "the store's head is neither the one before the failed write nor after it")
         self._doubtful = None
 
@@ -221,20 +229,20 @@ class SealedStore:
 
     def _at(self, size: int) -> bytes:
         """The hash over the first ``size`` records."""
-        return bytes(self._chain[(size - 1) * _CHAIN : size * _CHAIN]) if size else _START
+        return bytes(self._chain[(size - 1) * _CHAIN : size * _CHAIN]) if size else CHAIN_START
 
     def _head_row(self, size: int, chain: bytes) -> Row:
-        return Row(HEAD, 0, self._seal(HEAD, 0, _START, cbor.encode({"size": size, "chain": chain})))
+        return Row(HEAD, 0, self._seal(HEAD, 0, CHAIN_START, cbor.encode({"size": size, "chain": chain})))
 
     def _proof_row(self, proof: bytes) -> Row:
-        return Row(HEAD, 1, self._seal(HEAD, 1, _START, proof))
+        return Row(HEAD, 1, self._seal(HEAD, 1, CHAIN_START, proof))
 
     def _read_head(self) -> tuple[int, bytes] | None:
         record = self._rows.get(HEAD, 0)
         if record is None:
             return None
         what = "the store's head"
-        fields = Fields(cbor.decode(self._open(HEAD, 0, _START, record), limit=256, what=what), what)
+        fields = Fields(cbor.decode(self._open(HEAD, 0, CHAIN_START, record), limit=256, what=what), what)
         head = fields.integer("size"), fields.blob("chain", exactly=_CHAIN)
         fields.done()
         return head
@@ -269,7 +277,8 @@ class SealedStore:
         return digest(Context.STORE_RECORD, self._id, table.encode(), index.to_bytes(8, "big"), previous)
 
 
-def _link(previous: bytes, record: bytes) -> bytes:
+def chain_link(previous: bytes, record: bytes) -> bytes:
+    """What all records so far hash to, with one more."""
     return hashlib.sha256(previous + record).digest()
 
 

@@ -5,6 +5,7 @@ A transaction that was cut short by a crash is not there after it: SQLite's writ
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Final, final
 
 from cloister.base.errors import CloisterError, Tampered, Unavailable
-from cloister.keyservice.storage.migrations import Dialect, pending
-from cloister.keyservice.storage.port import TABLES, Row
+from cloister.keyservice.storage.migrations import NEWEST, Dialect, pending
+from cloister.keyservice.storage.port import TABLES, Row, StoreFacts
 from cloister.keyservice.storage.sealed import unavailable
 
 _DIALECT: Final = Dialect(integer="INTEGER", blob="BLOB", strict=" STRICT")
@@ -115,6 +116,15 @@ class SqliteRows:
         self._disconnect()
         self._connection = self._connect()
 
+    def facts(self) -> StoreFacts:
+        """File and write-ahead log; see the port."""
+        try:
+            files = [self._path, self._path.with_name(self._path.name + "-wal")]
+            size = sum(file.stat().st_size for file in files if file.exists())
+        except OSError:
+            return StoreFacts("sqlite", NEWEST)
+        return StoreFacts("sqlite", NEWEST, size)
+
     def close(self) -> None:
         """Close the file and let the lock go."""
         self._disconnect()
@@ -132,6 +142,16 @@ class SqliteRows:
                 pass  # a transaction that cannot be rolled back is rolled back by whoever opens the file next
             finally:
                 connection.close()
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep everybody from opening ``path`` meanwhile; raises as :class:`SqliteRows`."""
+    descriptor = _lock(path.with_name(path.name + ".lock"))
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _blob(value: object) -> bytes:
