@@ -58,18 +58,6 @@ COMMIT_BATCH: Final = 256  # entries that share one transaction
 MAX_COMMIT_QUEUE: Final = 4_096  # proposals waiting; beyond it: busy
 MAX_LEAVES: Final = 1_024  # leaf hashes in one answer: 32 KiB
 
-# --- blocks and snapshots (clause 13.23) ---
-BLOCK_ENTRIES: Final = 1_024  # entries a block: a record of 100 KB, which is read for one proof or one page of events
-MAX_BLOCK: Final = MIB  # its record: 96 KiB of hashes, and whom each entry concerns: at most 6 parties of 34 bytes
-BLOCKS_KEPT: Final = 32  # opened blocks in memory: 4 MB
-SNAPSHOT_LEAST: Final = 1_024  # entries that are worth one at a shutdown: a shorter log is read in 0.1 s
-SNAPSHOT_ENTRIES: Final = 16_384  # after so many another one is written: they are read in a second
-SNAPSHOT_SHARE: Final = 16  # or after this part of its own rows, so that a large state is not written all the time
-SNAPSHOT_PART: Final = 256 * KIB  # one record of it: the writer waits for one at a time
-MAX_SNAPSHOT_PARTS: Final = 1 << 20
-SCRUB_ENTRIES: Final = 16  # that are read at a time: callers wait for them
-SCRUB_PAUSE: Final = 9.0  # times as long as it took: a tenth of one processor
-
 # --- witnesses (clauses 13.7 to 13.12) ---
 MAX_AUDITORS: Final = 16  # identities to which a measured configuration opens the whole log
 MAX_WITNESSES: Final = 16  # what every head carries with it: 110 bytes each
@@ -117,6 +105,19 @@ MAX_CUSTODIANS: Final = 16  # people or organisations who are called together; a
 MAX_CUSTODY_RECORD: Final = 64 * KIB  # 16 shares and the root; it is kept beside an entry, whose limit is 80 KiB
 MAX_RECOVERY_OFFER: Final = 512 * KIB  # such a record, evidence and what was endorsed with it
 MAX_RECOVERY_ANSWER: Final = 2 * KIB  # a share of 32 bytes, sealed
+
+# --- backups of the KeyService (clause 13.25) ---
+BACKUP_ROWS: Final = 64  # entries that are read at once, while statements wait: about 1 ms
+MAX_BACKUP_ROWS: Final = 256  # entries in one record
+BACKUP_ROWS_BYTES: Final = MIB  # and their bytes; one entry at least
+MAX_BACKUP_RECORD: Final = 2 * MIB  # such a page with its frame
+MAX_BACKUP_KEPT: Final = 64  # records beside the log: its head, the newest co-signed one, what custodians need
+BACKUP_S: Final = 3600.0  # after so long a backup that is still being fetched is cut
+RESTORE_BATCH: Final = 4_096  # records written in one transaction while restoring, and
+RESTORE_BATCH_BYTES: Final = 8 * MIB  # their bytes; one page more at most
+MAX_BACKUP_HISTORY: Final = 4 * KIB  # the note of when the last backup was made
+MAX_STANDING: Final = 64 * KIB  # what an operator is told over the control socket
+CONTROL_CONNECTIONS: Final = 8  # of the operator's own commands
 
 # --- names and records ---
 MAX_NAME: Final = 64  # model and policy names: [a-z0-9][a-z0-9._-]*

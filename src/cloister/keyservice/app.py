@@ -20,15 +20,15 @@ from cloister.attest.configuration import decode_configuration
 from cloister.attest.types import Attester, CollateralSource, Sealer, TeeType
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput, Refused, Unavailable
-from cloister.base.limits import BLOCK_ENTRIES, KIB, MAX_BUNDLE
+from cloister.base.limits import KIB, MAX_BUNDLE
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.anchors.probe import probe
 from cloister.keyservice.anchors.witnesses import WitnessAnchor
+from cloister.keyservice.control import CONTROL_FILE, make_control
 from cloister.keyservice.epochs import Epochs
-from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.limiting.limiter import Limiter
 from cloister.keyservice.limiting.rates import Rates
@@ -40,10 +40,11 @@ from cloister.keyservice.root import Root, make_root, new_root
 from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
+from cloister.keyservice.standing import Standing
 from cloister.keyservice.storage.port import Rows
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
-from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_keeper, observe_replica
+from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_replica
 from cloister.log.entry import Genesis
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Assembled:
     releases: Releases
     telemetry: Telemetry
     root: Root
-    keeper: Keeper
+    anchor: Anchor
     replica: Replica | None = None
 
 
@@ -205,7 +206,6 @@ def assemble(
     identity: bytes = b"",
     peers: Sequence[Peer] = (),
     rates: Rates | None = None,
-    block_entries: int = BLOCK_ENTRIES,
 ) -> Assembled:
     """Everything but the transport.
 
@@ -213,7 +213,6 @@ def assemble(
     :param witnesses: how to reach those of the settings.
     :param bundle: the trust bundle whose digest that is; replicas need it.
     :param identity: what this replica is counted by; :param peers: the others, and perhaps itself.
-    :param block_entries: entries of a block of the store (13.23.2).
     :raises InvalidInput: ``witness-addresses``, ``bundle-missing``.
     :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
     """
@@ -228,9 +227,7 @@ def assemble(
                 hint="Say --peer URL for each other replica; `replicas` in the configuration says how many there are.",
             )
         anchor = make_anchor(settings, root, witnesses, clock, events)
-        store = SealedStore(rows, root.store_key, root.id, root.entry_keys, block_entries=block_entries)
-        ledger = Ledger(store, clock, anchor, tee.measurement)
-        ledger.watch(lambda error: events.event("store-tampered", level="error", code=error.code))
+        ledger = Ledger(SealedStore(rows, root.store_key, root.id, root.entry_keys), clock, anchor)
         if not settings.replicas or ledger.head().size:  # a replica that joined has nothing yet
             ledger.require_genesis(root.id)
         configuration = settings.measured()
@@ -288,12 +285,10 @@ def assemble(
         anchor=anchor,
         donor=make_donor(settings, root, ledger=ledger, epochs=epochs, bundle=bundle, collateral=collateral),
     )
-    keeper = Keeper(ledger, clock, events)
-    observe_keeper(registry, keeper)
     observe_anchor(registry, anchor)
     if replica is not None and isinstance(anchor, MajorityAnchor):
         observe_replica(registry, replica, anchor)
-    return Assembled(service, ledger, releases, telemetry, root, keeper, replica)
+    return Assembled(service, ledger, releases, telemetry, root, anchor, replica)
 
 
 def make_anchor(
@@ -408,16 +403,15 @@ async def serve(
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
-    :raises Tampered: the store does not hold what was written to it: the scrub, or what somebody asked, showed it.
-
     :param ready: called with the address once calls are answered.
     :param tls: to speak TLS; calls are sealed with and without it.
     :param witnesses: addresses of those in the settings; :param peers: of the other replicas.
     :param rates: as :func:`assemble`.
     """
     client = HttpClient(clock)
+    rows = SqliteRows(state / STORE_FILE)
     assembled = assemble(
-        SqliteRows(state / STORE_FILE),
+        rows,
         root,
         tee,
         settings,
@@ -432,16 +426,20 @@ async def serve(
         rates=rates,
     )
     replica = assembled.replica
-    server = KeyServiceServer(
-        assembled.service, assembled.telemetry, log=events, keeper=assembled.keeper, replica=replica
+    server = KeyServiceServer(assembled.service, assembled.telemetry, log=events, replica=replica)
+    control = make_control(
+        state,
+        Standing(assembled, rows, settings, tee, clock, lambda: server.address, tuple(witnesses)),
+        root_file=state / ROOT_FILE,
+        events=events,
     )
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    assembled.ledger.watch(lambda _error: _from_thread(loop, stopping))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
         await server.start(host, port, tls=tls)
+        await control.start(state / CONTROL_FILE)
         if replica is not None:
             replica.start()
         _write_address(state / ADDRESS_FILE, server.address)
@@ -457,16 +455,10 @@ async def serve(
     finally:
         with contextlib.suppress(OSError):
             (state / ADDRESS_FILE).unlink()
+        await control.stop()
         cut = await server.stop(DRAIN_S)
         client.close()
         events.event("stopped", count=cut)
-    if assembled.ledger.condemned is not None:
-        raise assembled.ledger.condemned
-
-
-def _from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
-        loop.call_soon_threadsafe(event.set)
 
 
 def _write_address(path: Path, address: str) -> None:

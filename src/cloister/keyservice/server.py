@@ -16,7 +16,6 @@ from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import KIB, MAX_CALL, MAX_REPLICA_REQUEST, MAX_REPLICAS
-from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.replication.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
 from cloister.keyservice.replication.peers import EXCHANGE_PATH, ROLE_PATH, Forwarder
 from cloister.keyservice.replication.replica import LEADER, Replica
@@ -60,12 +59,10 @@ class KeyServiceServer:
         telemetry: Telemetry,
         *,
         log: EventLog,
-        keeper: Keeper | None = None,
         replica: Replica | None = None,
         limits: ServerLimits = LIMITS,
     ) -> None:
         self._service = service
-        self._keeper = keeper
         self._replica = replica
         self._forwarder: Forwarder | None = None if replica is None else Forwarder(replica)
         self._telemetry = telemetry
@@ -104,8 +101,6 @@ class KeyServiceServer:
         """
         await self._server.start(host, port, tls=tls)
         self._upkeep = asyncio.create_task(self._keep_up())
-        if self._keeper is not None:
-            self._keeper.start()
 
     async def stop(self, timeout: float) -> int:  # noqa: ASYNC109  # after it the rest is cut
         """Take nothing new, finish what is under way, close the store; returns how many connections were cut."""
@@ -121,8 +116,6 @@ class KeyServiceServer:
             await self._exchanges.close()
         if self._forwarder is not None:
             await self._forwarder.close()
-        if self._keeper is not None:
-            await asyncio.to_thread(self._keeper.stop)
         self._service.close()
         return cut
 

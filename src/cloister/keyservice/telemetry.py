@@ -16,7 +16,7 @@ from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.anchors.port import Anchor
-from cloister.keyservice.keeper import Keeper
+from cloister.keyservice.backup.writing import BackupHistory
 from cloister.keyservice.replication.replica import LEADER, Replica
 
 
@@ -90,18 +90,6 @@ def observe_anchor(registry: Registry, anchor: Anchor) -> None:
     )
 
 
-def observe_keeper(registry: Registry, keeper: Keeper) -> None:
-    """What a start would read, and what of the store was read since this one."""
-    name = "cloister_keyservice"
-    registry.gauge(f"{name}_snapshot_entries", "Entries in the newest snapshot.", ask=lambda: keeper.saved)
-    registry.gauge(
-        f"{name}_scrubbed_entries",
-        "Entries before the start's snapshot that were read since.",
-        ask=lambda: keeper.scrubbed,
-    )
-    registry.gauge(f"{name}_unscrubbed_entries", "Those that are still to be read.", ask=lambda: keeper.unscrubbed)
-
-
 def observe_replica(registry: Registry, replica: Replica, anchor: MajorityAnchor) -> None:
     """Which of several replicas this is."""
     name = "cloister_keyservice_replica"
@@ -114,3 +102,13 @@ def observe_replica(registry: Registry, replica: Replica, anchor: MajorityAnchor
     registry.gauge(
         f"{name}_alive", "Of one that leads: replicas that follow, with itself; 0 of others.", ask=anchor.heard
     )
+
+
+def observe_backup(registry: Registry, history: BackupHistory, clock: Clock) -> None:
+    """How old the newest backup is that an operator's command kept."""
+
+    def age() -> float:
+        newest = history.newest
+        return -1.0 if newest is None else max(0.0, clock.now() - newest[0])
+
+    registry.gauge("cloister_keyservice_backup_age_seconds", "Since a backup was made and kept; -1: none was.", ask=age)

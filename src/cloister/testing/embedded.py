@@ -11,7 +11,6 @@ from cloister.attest.bundle import TrustBundle
 from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput
-from cloister.base.limits import BLOCK_ENTRIES
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
@@ -44,7 +43,6 @@ class EmbeddedKeyService:
     :param identity: and ``peers``: of one of several replicas; ``empty``: which joined, and has no entry yet.
     :param rates: how much it lets through.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
-    :param block_entries: of a block of its store; few, so that a short log has several.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class EmbeddedKeyService:
         empty: bool = False,
         peers: Sequence[Peer] = (),
         rates: Rates | None = None,
-        block_entries: int = BLOCK_ENTRIES,
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
@@ -85,7 +82,6 @@ class EmbeddedKeyService:
         self._identity = identity
         self._peers = tuple(peers)
         self._rates = rates
-        self._block_entries = block_entries
         self._collateral = collateral or NoCollateral()
         self.bundle = None if bundle_key is None else self.tee.bundle(bundle_key)
         self._bundle_digest = bundle_digest if self.bundle is None else lambda: self._in_use().digest
@@ -93,8 +89,12 @@ class EmbeddedKeyService:
             begin(MemoryRows(self.disk), self._root, self.settings, self.clock).close()
         self.assembled = self._assemble()
 
+    def as_tee(self) -> Tee:
+        """Where it runs."""
+        return Tee(self.tee.attester(), self.tee.sealer(), self.tee.measurement)
+
     def _assemble(self) -> Assembled:
-        tee = Tee(self.tee.attester(), self.tee.sealer(), self.tee.measurement)
+        tee = self.as_tee()
         rows = self._rows if self._rows is not None else MemoryRows(self.disk)
         return assemble(
             rows,
@@ -110,7 +110,6 @@ class EmbeddedKeyService:
             identity=self._identity,
             peers=self._peers,
             rates=self._rates,
-            block_entries=self._block_entries,
         )
 
     def _in_use(self) -> TrustBundle:

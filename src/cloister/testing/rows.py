@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 from cloister.base.errors import Unavailable
-from cloister.keyservice.storage.port import TABLES, Row
+from cloister.keyservice.storage.port import TABLES, Row, StoreFacts
 from cloister.keyservice.storage.sealed import unavailable
 
 
@@ -51,10 +51,9 @@ class MemoryRows:
             raise unavailable("cannot be used", "it was closed")
         return self._disk
 
-    def scan(self, table: str, first: int | None = None) -> Iterator[tuple[int, bytes]]:
+    def scan(self, table: str) -> Iterator[tuple[int, bytes]]:
         """All records by index."""
-        rows = self._open.tables[table].items()
-        yield from sorted(row for row in rows if first is None or row[0] >= first)
+        yield from sorted(self._open.tables[table].items())
 
     def get(self, table: str, index: int) -> bytes | None:
         """One record."""
@@ -75,6 +74,10 @@ class MemoryRows:
 
     def reopen(self) -> None:
         """Nothing is buffered."""
+
+    def facts(self) -> StoreFacts:
+        """What it is."""
+        return StoreFacts("memory", 1, sum(len(row) for rows in self._open.tables.values() for row in rows.values()))
 
     def close(self) -> None:
         """Let the disk go."""

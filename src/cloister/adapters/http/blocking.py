@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,7 @@ from cloister.adapters.http.head import IDEMPOTENT, Headers, ResponseHead
 from cloister.adapters.http.limits import SCRATCH, ClientLimits
 from cloister.adapters.http.origin import Origin, Proxy, parse_origin
 from cloister.adapters.http.tunnel import TunnelAnswer
+from cloister.adapters.http.unix import socket_name
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput, Unavailable
 
@@ -277,7 +279,8 @@ class HttpClient:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 sock.settimeout(self._left(until))
-                sock.connect(origin.path)
+                with socket_name(Path(origin.path)) as name:
+                    sock.connect(name)
             except BaseException:
                 sock.close()
                 raise

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from cloister.adapters.http.origin import Origin, Proxy
 from cloister.adapters.http.tunnel import TunnelAnswer
+from cloister.adapters.http.unix import socket_name
 
 if TYPE_CHECKING:
     import ssl
@@ -25,7 +27,8 @@ async def dial(make: Callable[[], P], origin: Origin, *, tls: Callable[[], ssl.S
     """
     loop = asyncio.get_running_loop()
     if origin.scheme == "unix":
-        return (await loop.create_unix_connection(make, origin.path))[1]
+        with socket_name(Path(origin.path)) as name:
+            return (await loop.create_unix_connection(make, name))[1]
     if origin.scheme == "http":
         return (await loop.create_connection(make, origin.host, origin.port))[1]
     if proxy is None or not proxy.serves(origin):

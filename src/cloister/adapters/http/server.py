@@ -14,6 +14,7 @@ from cloister.adapters.http.connection import Connection
 from cloister.adapters.http.crowd import Crowd
 from cloister.adapters.http.limits import SCRATCH, ServerLimits
 from cloister.adapters.http.message import App
+from cloister.adapters.http.unix import socket_name
 from cloister.adapters.logs import EventLog
 from cloister.base.errors import Unavailable
 
@@ -201,7 +202,8 @@ def _bind_unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
-        listener.bind(str(path))
+        with socket_name(path) as name:
+            listener.bind(name)
         path.chmod(0o600)
     except BaseException:
         listener.close()

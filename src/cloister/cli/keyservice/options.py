@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloister.base.errors import InvalidInput
+from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.ids import ID_LENGTH
+from cloister.base.limits import KIB, MAX_STANDING
 
 if TYPE_CHECKING:
+    from cloister.adapters.http.blocking import BlockingAnswer, HttpClient
     from cloister.base.clock import Clock
     from cloister.keyservice.app import Tee
     from cloister.keyservice.settings import Settings
@@ -74,6 +76,49 @@ def open_place(args: argparse.Namespace) -> Place:
     settings, clock = read_settings(args.configuration), SystemClock()
     key = args.simulation_key
     return Place(settings, simulated_tee(key, settings, clock) if key else hardware_tee(settings), clock)
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceIfAny:
+    """As :class:`Place`, where there may be no TEE."""
+
+    settings: Settings
+    tee: Tee | None
+    clock: Clock
+
+
+def open_place_if_any(args: argparse.Namespace) -> PlaceIfAny:
+    """As :func:`open_place`, for what can be done in part on a machine without a TEE."""
+    from cloister.adapters.clock import SystemClock
+    from cloister.keyservice.app import read_settings
+
+    try:
+        place = open_place(args)
+    except Unavailable:
+        return PlaceIfAny(read_settings(args.configuration), None, SystemClock())
+    return PlaceIfAny(place.settings, place.tee, place.clock)
+
+
+def control_answers(client: HttpClient, control: Path) -> bool:
+    """Whether a KeyService that runs answers on this socket of its state directory."""
+    from cloister.keyservice.control import ControlPath
+
+    if not control.is_socket():
+        return False
+    try:
+        client.request("GET", f"unix:{control.absolute()}", ControlPath.STATUS, max_answer=MAX_STANDING).checked()
+    except Unavailable as error:
+        if error.code != "connect-failed":
+            raise
+        return False  # its process was killed, and left the socket behind
+    return True
+
+
+def problem_of(answer: BlockingAnswer) -> CloisterError:
+    """The error that an answer tells of which is no success."""
+    from cloister.adapters.http.problem import from_response
+
+    return from_response(answer.status, answer.headers, answer.read(64 * KIB))
 
 
 def keyservice_id(text: str | None) -> bytes | None:

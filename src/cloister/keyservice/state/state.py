@@ -10,9 +10,7 @@ from dataclasses import dataclass
 
 from cloister.access.records import ConsentRecord, Facts, GrantRecord, Identity, Model, ServiceKey
 from cloister.base.ids import ModelId
-from cloister.base.limits import BLOCK_ENTRIES
-from cloister.keyservice.state.events import Events
-from cloister.keyservice.state.tables import Index, Journal, Table
+from cloister.keyservice.state.tables import Index, Journal, Numbers, Table
 from cloister.log.entry import Genesis
 
 ServiceKeyName = tuple[ModelId, bytes | None, bytes]
@@ -31,14 +29,9 @@ class SecretPlace:
 
 
 class State:
-    """Everything the log says, by key. Read by rules, queries and decisions; changed by ``transitions`` only.
+    """Everything the log says, by key. Read by rules, queries and decisions; changed by ``transitions`` only."""
 
-    A new table has a line in ``state.encoding`` too.
-
-    :param block: entries that are written down together, when nothing but their number is kept (13.23.2).
-    """
-
-    def __init__(self, block: int = BLOCK_ENTRIES) -> None:
+    def __init__(self) -> None:
         self.journal = Journal()
         self.size = 0
         self.time = 0
@@ -60,7 +53,7 @@ class State:
         self.service_keys: Table[ServiceKeyName, tuple[ServiceKey, ...]] = Table(self.journal)
         self.secrets: Table[int, SecretPlace] = Table(self.journal)
         self.dying: Table[int, int] = Table(self.journal)
-        self.events = Events(self.journal, block)
+        self.events: Numbers[bytes] = Numbers(self.journal)
 
     def now(self, clock: float) -> float:
         """The KeyService's time: the clock, but never behind the newest entry."""

@@ -7,36 +7,23 @@ another store does not open. The head record says how many entries there are, an
 
 from __future__ import annotations
 
+import hashlib
 import secrets
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, final
 
 from cloister.base.errors import CloisterError, InvalidInput, Tampered, Unavailable
-from cloister.base.limits import BLOCK_ENTRIES, BLOCKS_KEPT, MAX_BLOCK, MAX_ENTRY
+from cloister.base.limits import MAX_ENTRY
 from cloister.base.secret import SecretBytes
 from cloister.crypto.box import open_once, seal_once
 from cloister.crypto.digest import Context, derive, digest, same
-from cloister.keyservice.storage.chain import LINK, START, Chain, link
-from cloister.keyservice.storage.derived import Derived
-from cloister.keyservice.storage.port import (
-    BLOCKS,
-    ENTRIES,
-    HEAD,
-    SECRETS,
-    SNAPSHOTS,
-    Block,
-    NewEntry,
-    Row,
-    Rows,
-    SealedEntry,
-    Snapshots,
-    Start,
-)
+from cloister.keyservice.storage.port import ENTRIES, HEAD, SECRETS, NewEntry, Row, Rows, SealedEntry
 from cloister.wire import cbor
 from cloister.wire.cbor import Fields
 
 _SALT: Final = 32
+_CHAIN: Final = 32
+CHAIN_START: Final = bytes(_CHAIN)
 
 
 @final
@@ -46,48 +33,35 @@ class SealedStore:
     :param key: derived from the root secret; 32 bytes.
     :param store_id: whose store this is (the KeyService's id), so that another's records do not open.
     :param earlier: of roots that were rotated (13.27.2), oldest first: entries below this index are under that key.
-        They open no other table: secrets, head, blocks and snapshots are under the present key always.
-    :param block_entries: entries of a block, a power of two.
+        They open no other table: secrets and head are under the present key always.
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        key: SecretBytes,
-        store_id: bytes,
-        earlier: Sequence[tuple[int, SecretBytes]] = (),
-        *,
-        block_entries: int = BLOCK_ENTRIES,
+        self, rows: Rows, key: SecretBytes, store_id: bytes, earlier: Sequence[tuple[int, SecretBytes]] = ()
     ) -> None:
         self._rows = rows
         self._key = key
         self._earlier = tuple(earlier)
         self._id = store_id
-        self._block_entries = block_entries
-        self._derived = Derived(rows, block_entries, seal=self._seal, opened=self._open, write=self._write_derived)
-        self._blocks: OrderedDict[int, Block] = OrderedDict()
-        self._chain = Chain(block_entries, self._links)
+        self._chain = bytearray()
         self._doubtful: int | None = None
-        self._unsettled = False
         self._cut_short = False
 
     # --- reading ---
 
-    def load(self, start: Start | None = None) -> Iterator[bytes]:
+    def load(self) -> Iterator[bytes]:
         """Every entry in order; see the port."""
-        self._blocks.clear()
-        ends, links = (start.ends, start.links) if start else (b"", b"")
-        self._chain = Chain(self._block_entries, self._links, ends, links)
+        self._chain = bytearray()
         if self._cut_short:
             self._rows.reopen()
             self._cut_short = False
         head = self._read_head()
-        for index, record in self._rows.scan(ENTRIES, self._size or None):
+        for index, record in self._rows.scan(ENTRIES):
             if index != self._size:
                 raise Tampered("store-missing", f"the store lacks log entry {self._size}; entry {index} comes next")
             previous = self._at(index)
             data = self._open(ENTRIES, index, previous, record)
-            self._chain.extend(link(previous, record))
+            self._chain += chain_link(previous, record)
             yield data
         if head is None:
             if self._size:
@@ -115,11 +89,7 @@ class SealedStore:
         record = self._rows.get(ENTRIES, index)
         if record is None:
             raise Tampered("store-missing", f"the store lacks log entry {index}")
-        previous = self._at(index)
-        data = self._open(ENTRIES, index, previous, record)
-        if not same(link(previous, record), self._at(index + 1)):
-            raise Tampered("store-record", f"log entry {index} in the store is of another history than those after it")
-        return data
+        return self._open(ENTRIES, index, self._at(index), record)
 
     # --- for replicas ---
 
@@ -134,7 +104,7 @@ class SealedStore:
         found = []
         for index in range(first, min(self._size, first + count)):
             record = self._rows.get(ENTRIES, index)
-            if record is None or not same(link(self._at(index), record), self._at(index + 1)):
+            if record is None or not same(chain_link(self._at(index), record), self._at(index + 1)):
                 raise Tampered("store-missing", f"the store does not hold log entry {index} as it was written")
             found.append(SealedEntry(record, self._rows.get(SECRETS, index) or b""))
         return found
@@ -144,7 +114,7 @@ class SealedStore:
         chain, found = self._at(self._size), []
         for index, entry in enumerate(entries, self._size):
             data = self._open(ENTRIES, index, chain, entry.record)
-            chain = link(chain, entry.record)
+            chain = chain_link(chain, entry.record)
             secret = SecretBytes(self._open(SECRETS, index, chain, entry.secret)) if entry.secret else None
             found.append(NewEntry(data, secret))
         return found
@@ -152,50 +122,15 @@ class SealedStore:
     def proof(self) -> bytes:
         """What was kept as proof; see the port."""
         record = self._rows.get(HEAD, 1)
-        return b"" if record is None else self._open(HEAD, 1, START, record)
+        return b"" if record is None else self._open(HEAD, 1, CHAIN_START, record)
 
-    # --- what need not be read at a start (clause 13.23) ---
-
-    @property
-    def block_entries(self) -> int:
-        """See the port."""
-        return self._block_entries
-
-    @property
-    def snapshots(self) -> Snapshots:
-        """See the port."""
-        return self._derived
-
-    def block(self, number: int) -> Block:
-        """One that was given up; see the port."""
-        found = self._blocks.get(number)
-        if found is None:
-            found = self._derived.block(number, self._at((number + 1) * self._block_entries))
-            self._blocks[number] = found
-            if len(self._blocks) > BLOCKS_KEPT:
-                self._blocks.popitem(last=False)
-        else:
-            self._blocks.move_to_end(number)
-        return found
-
-    def _links(self, number: int) -> bytes:
-        return self.block(number).links
-
-    def give_up(self, number: int, nodes: bytes, concerned: Mapping[bytes, bytes]) -> None:
-        """Write the next complete block down; see the port."""
-        block = Block(self._chain.links(number), nodes, concerned)
-        self._derived.put_block(number, self._at((number + 1) * self._block_entries), block)
-        self._chain.give_up(number)
-
-    def start(self, size: int) -> Start:
-        """Where one would go on from; see the port."""
-        return Start(*self._chain.parts(size))
-
-    def _write_derived(self, put: Sequence[Row], drop: Sequence[tuple[str, int]]) -> None:
+    def kept(self) -> list[tuple[int, bytes]]:
+        """Records of the table ``head`` as they lie there; see the port."""
         self._settle()
-        self._unsettled = True
-        self._rows.write(put, drop)
-        self._unsettled = False
+        head = self._read_head()
+        if head != (self._size, self._at(self._size)):
+            raise Tampered("store-head", f"the store's head is not of the {self._size} log entries that are there")
+        return list(self._rows.scan(HEAD))
 
     # --- writing ---
 
@@ -209,7 +144,7 @@ class SealedStore:
             index = size + offset
             record = self._seal(ENTRIES, index, chain, entry.data)
             put.append(Row(ENTRIES, index, record))
-            chain = link(chain, record)
+            chain = chain_link(chain, record)
             links += chain
             if entry.secret is not None:
                 put.append(Row(SECRETS, index, self._seal(SECRETS, index, chain, entry.secret.reveal())))
@@ -223,7 +158,7 @@ class SealedStore:
         links = bytearray()
         for index, entry in enumerate(entries, size):
             put.append(Row(ENTRIES, index, entry.record))
-            chain = link(chain, entry.record)
+            chain = chain_link(chain, entry.record)
             links += chain
             if entry.secret:
                 put.append(Row(SECRETS, index, entry.secret))
@@ -232,9 +167,8 @@ class SealedStore:
     def cut(self, size: int, proof: bytes) -> None:
         """Drop the entries from ``size`` on; see the port."""
         self._settle()
-        drop = [(table, index) for index in range(size, self._size) for table in (ENTRIES, SECRETS)]
-        drop += self._derived.beyond(size, self._size)
-        old, self._chain = self._chain, self._chain.first(size)
+        old, self._chain = self._chain, self._chain[: size * _CHAIN]
+        drop = [(table, index) for index in range(size, len(old) // _CHAIN) for table in (ENTRIES, SECRETS)]
         put = [self._head_row(size, self._at(size))] if size else []
         if not size:
             drop.append((HEAD, 0))
@@ -248,9 +182,9 @@ class SealedStore:
             raise
 
     def _write(self, put: list[Row], links: bytearray, proof: bytes, drop: list[tuple[str, int]]) -> None:
-        size = self._size + len(links) // LINK
+        size = self._size + len(links) // _CHAIN
         if links:
-            put.append(self._head_row(size, bytes(links[-LINK:])))
+            put.append(self._head_row(size, bytes(links[-_CHAIN:])))
         if proof:
             put.append(self._proof_row(proof))
         if not put and not drop:
@@ -258,7 +192,7 @@ class SealedStore:
         self._doubtful = size
         self._rows.write(put, drop)
         self._doubtful = None
-        self._chain.extend(links)
+        self._chain += links
 
     def close(self) -> None:
         """Give up the storage and its lock."""
@@ -273,9 +207,6 @@ class SealedStore:
             raise unavailable("must be opened anew", "dropping entries failed, and may have happened")
         attempted = self._doubtful
         if attempted is None:
-            if self._unsettled:  # nothing hangs on whether it happened, but it must not be half done
-                self._rows.reopen()
-                self._unsettled = False
             return
         self._rows.reopen()
         head = self._read_head()
@@ -286,7 +217,7 @@ class SealedStore:
                 self._rows.write([self._head_row(size, self._at(size))], drop)
             else:
                 self._rows.write([], [*drop, (HEAD, 0)])
-        elif (head or (0, START)) != (size, self._at(size)):
+        elif (head or (0, CHAIN_START)) != (size, self._at(size)):
             raise Tampered("store-head", "the store's head is neither the one before the failed write nor after it")
         self._doubtful = None
 
@@ -294,25 +225,25 @@ class SealedStore:
 
     @property
     def _size(self) -> int:
-        return self._chain.size
+        return len(self._chain) // _CHAIN
 
     def _at(self, size: int) -> bytes:
         """The hash over the first ``size`` records."""
-        return self._chain.at(size)
+        return bytes(self._chain[(size - 1) * _CHAIN : size * _CHAIN]) if size else CHAIN_START
 
     def _head_row(self, size: int, chain: bytes) -> Row:
-        return Row(HEAD, 0, self._seal(HEAD, 0, START, cbor.encode({"size": size, "chain": chain})))
+        return Row(HEAD, 0, self._seal(HEAD, 0, CHAIN_START, cbor.encode({"size": size, "chain": chain})))
 
     def _proof_row(self, proof: bytes) -> Row:
-        return Row(HEAD, 1, self._seal(HEAD, 1, START, proof))
+        return Row(HEAD, 1, self._seal(HEAD, 1, CHAIN_START, proof))
 
     def _read_head(self) -> tuple[int, bytes] | None:
         record = self._rows.get(HEAD, 0)
         if record is None:
             return None
         what = "the store's head"
-        fields = Fields(cbor.decode(self._open(HEAD, 0, START, record), limit=256, what=what), what)
-        head = fields.integer("size"), fields.blob("chain", exactly=LINK)
+        fields = Fields(cbor.decode(self._open(HEAD, 0, CHAIN_START, record), limit=256, what=what), what)
+        head = fields.integer("size"), fields.blob("chain", exactly=_CHAIN)
         fields.done()
         return head
 
@@ -323,8 +254,7 @@ class SealedStore:
 
     def _open(self, table: str, index: int, previous: bytes, record: bytes) -> bytes:
         where = f"record {index} of table {table!r} in the store"
-        limit = MAX_BLOCK if table in (BLOCKS, SNAPSHOTS) else MAX_ENTRY
-        if not _SALT < len(record) <= limit + 1024:
+        if not _SALT < len(record) <= MAX_ENTRY + 1024:
             raise Tampered("store-record", f"{where} is of a length that was never written")
         key = derive(Context.STORE_RECORD, self._key_of(table, index).reveal(), table.encode(), record[:_SALT])
         try:
@@ -345,6 +275,11 @@ class SealedStore:
 
     def _place(self, table: str, index: int, previous: bytes) -> bytes:
         return digest(Context.STORE_RECORD, self._id, table.encode(), index.to_bytes(8, "big"), previous)
+
+
+def chain_link(previous: bytes, record: bytes) -> bytes:
+    """What all records so far hash to, with one more."""
+    return hashlib.sha256(previous + record).digest()
 
 
 def unavailable(what: str, cause: str) -> Unavailable:

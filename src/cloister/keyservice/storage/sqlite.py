@@ -5,6 +5,7 @@ A transaction that was cut short by a crash is not there after it: SQLite's writ
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Final, final
 
 from cloister.base.errors import CloisterError, Tampered, Unavailable
-from cloister.keyservice.storage.migrations import Dialect, pending
-from cloister.keyservice.storage.port import TABLES, Row
+from cloister.keyservice.storage.migrations import NEWEST, Dialect, pending
+from cloister.keyservice.storage.port import TABLES, Row, StoreFacts
 from cloister.keyservice.storage.sealed import unavailable
 
 _DIALECT: Final = Dialect(integer="INTEGER", blob="BLOB", strict=" STRICT")
@@ -78,12 +79,10 @@ class SqliteRows:
             self._connection = self._connect()
         return self._connection
 
-    def scan(self, table: str, first: int | None = None) -> Iterator[tuple[int, bytes]]:
+    def scan(self, table: str) -> Iterator[tuple[int, bytes]]:
         """All records by index; see the port."""
-        least = -(2**63) if first is None else first
         try:
-            query = f"SELECT idx, record FROM {_known(table)} WHERE idx >= ? ORDER BY idx"  # noqa: S608
-            rows = self._open.execute(query, (least,))
+            rows = self._open.execute(f"SELECT idx, record FROM {_known(table)} ORDER BY idx")  # noqa: S608
             while (row := rows.fetchone()) is not None:
                 yield int(row[0]), _blob(row[1])
         except sqlite3.Error as error:
@@ -117,6 +116,15 @@ class SqliteRows:
         self._disconnect()
         self._connection = self._connect()
 
+    def facts(self) -> StoreFacts:
+        """File and write-ahead log; see the port."""
+        try:
+            files = [self._path, self._path.with_name(self._path.name + "-wal")]
+            size = sum(file.stat().st_size for file in files if file.exists())
+        except OSError:
+            return StoreFacts("sqlite", NEWEST)
+        return StoreFacts("sqlite", NEWEST, size)
+
     def close(self) -> None:
         """Close the file and let the lock go."""
         self._disconnect()
@@ -134,6 +142,16 @@ class SqliteRows:
                 pass  # a transaction that cannot be rolled back is rolled back by whoever opens the file next
             finally:
                 connection.close()
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep everybody from opening ``path`` meanwhile; raises as :class:`SqliteRows`."""
+    descriptor = _lock(path.with_name(path.name + ".lock"))
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _blob(value: object) -> bytes:

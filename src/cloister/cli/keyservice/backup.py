@@ -1,0 +1,182 @@
+"""Copy a KeyService's store to one file, while it runs or while it is stopped.
+
+One that runs writes the backup itself, and says so to nobody but its state directory's owner. For one that is stopped
+its TEE is needed, as for `run`. The file holds what lies on the disk: encrypted records, and the root secret as it is
+sealed to this platform. Only this KeyService can read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from cloister.base.errors import CloisterError, Unavailable
+from cloister.base.limits import MIB
+from cloister.cli.keyservice import options
+from cloister.cli.keyservice.terminal import Progress, progress_line
+from cloister.cli.output import Output
+
+if TYPE_CHECKING:
+    from cloister.adapters.http.blocking import BlockingAnswer, HttpClient
+    from cloister.keyservice.backup.writing import Written
+    from cloister.keyservice.ledger import Ledger
+    from cloister.wire.calls import LogHead
+
+SUMMARY: Final = "copy its store to one file"
+_READ: Final = MIB
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    options.add_state(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to; nothing is overwritten")
+    options.add_tee(parser)
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Do it."""
+    from cloister.adapters.clock import SystemClock
+    from cloister.adapters.http.blocking import HttpClient
+    from cloister.keyservice.backup.writing import BackupHistory
+    from cloister.keyservice.control import CONTROL_FILE
+
+    state: Path = args.state
+    clock, control = SystemClock(), state / CONTROL_FILE
+    client = HttpClient(clock)
+    try:
+        with progress_line(out) as progress:
+            running = options.control_answers(client, control)
+            if running:
+                written = _from_running(client, control, args.out, progress)
+            else:
+                written = _from_stopped(args, progress)
+                BackupHistory(state).note(int(clock.now()), written.end.size)
+    finally:
+        client.close()
+    head = written.header.head
+    out.result(
+        {
+            "file": str(args.out),
+            "keyservice": written.header.keyservice.hex(),
+            "entries": written.end.size,
+            "secrets": written.end.secrets,
+            "bytes": written.bytes,
+            "made_at": written.header.made_at,
+            "confirmed": None if head is None else head.size,
+            "sealed_root": bool(written.header.root),
+            "digest": written.end.digest.hex(),
+            "running": running,
+        },
+        f"{args.out}: {written.end.size} entries and {written.end.secrets} sealed keys, {written.bytes} bytes",
+    )
+    return 0
+
+
+def _from_running(client: HttpClient, control: Path, target: Path, progress: Progress) -> Written:
+    from cloister.base.limits import BACKUP_S
+    from cloister.keyservice.backup.writing import keep_backup
+    from cloister.keyservice.control import ControlPath
+
+    origin = f"unix:{control.absolute()}"
+    with client.open("GET", origin, ControlPath.BACKUP, deadline_s=BACKUP_S) as answer:
+        if answer.status != 200:
+            raise options.problem_of(answer)
+        try:
+            written = keep_backup(target, io.BufferedReader(_Body(answer), _READ).read, progress)
+        except Unavailable as error:
+            if error.code != "answer-truncated":
+                raise
+            raise Unavailable(
+                "backup-interrupted",
+                "the KeyService ended the backup before its end",
+                hint="Its log says why: it was stopped, or another history replaced what was copied. Repeat it.",
+            ) from error
+    content = json.dumps({"entries": written.end.size}).encode()
+    with suppress(CloisterError):  # only its own note of it is missing then
+        client.request("POST", origin, ControlPath.KEPT, content=content)
+    return written
+
+
+def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
+    from cloister.keyservice.app import ROOT_FILE, STORE_FILE
+    from cloister.keyservice.backup.writing import backup_pieces, keep_backup, sealed_root
+    from cloister.keyservice.ledger import Ledger
+    from cloister.keyservice.root import open_root
+    from cloister.keyservice.storage.sealed import SealedStore
+    from cloister.keyservice.storage.sqlite import SqliteRows
+
+    if not (args.state / STORE_FILE).exists():
+        raise Unavailable("state-missing", f"{args.state} holds no KeyService")
+    place = options.open_place(args)
+    if place.tee.sealer is None:
+        raise Unavailable(
+            "sealing-unavailable",
+            f"{place.tee.attester.tee.value} has no sealing key: a KeyService that is stopped cannot be opened there",
+            hint="Take the backup from one that runs.",
+        )
+    root = open_root(args.state / ROOT_FILE, place.tee.sealer)
+    rows = SqliteRows(args.state / STORE_FILE)
+    try:
+        ledger = Ledger(SealedStore(rows, root.store_key, root.id, root.entry_keys), place.clock)
+        ledger.require_genesis(root.id)
+        pieces = backup_pieces(
+            ledger,
+            log_keys=root.log_keys,
+            head=_confirmed(ledger),
+            root=sealed_root(args.state / ROOT_FILE),
+        )
+        return keep_backup(args.out, io.BufferedReader(_Pieces(pieces), _READ).read, progress)
+    finally:
+        rows.close()
+
+
+def _confirmed(ledger: Ledger) -> LogHead | None:
+    """The newest co-signed head that a replica keeps with its store (clause 13.19.1)."""
+    from cloister.base.limits import MAX_REPLICA_REPLY
+    from cloister.wire import cbor
+    from cloister.wire.calls import LogHead
+
+    kept = ledger.proof()
+    return LogHead.read(cbor.decode(kept, limit=MAX_REPLICA_REPLY, what="the store's proof")) if kept else None
+
+
+class _Body(io.RawIOBase):
+    """An answer's body, as a stream."""
+
+    def __init__(self, answer: BlockingAnswer) -> None:
+        super().__init__()
+        self._answer = answer
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, area: memoryview) -> int:  # type: ignore[override]
+        """What one read gives."""
+        return self._answer.readinto(memoryview(area))
+
+
+class _Pieces(io.RawIOBase):
+    """Pieces one after the other, as a stream."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        super().__init__()
+        self._pieces = pieces
+        self._rest = b""
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, area: memoryview) -> int:  # type: ignore[override]
+        """As much of the next piece as fits."""
+        self._rest = self._rest or next(self._pieces, b"")
+        count = min(len(area), len(self._rest))
+        area[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
