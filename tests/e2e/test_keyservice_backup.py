@@ -223,8 +223,11 @@ def test_one_without_witnesses_is_backed_up_running_and_stopped_and_says_what_it
     assert (status, told["error"]) == (1, "log-rollback")
     status, done, _ = alone.restore("stopped", "--not-before-head", head, "--keyservice", alone.ks.root.id.hex())
     assert (status, done["rollback_protection"]) == (0, "none"), done
-    alone.ks.start()
+    alone.ks.start("--control", "127.0.0.1:0")
     assert alone.caller().head().size == 2
+    assert not (alone.ks.state / "control").exists()
+    assert alone.command("status", "--state", state)[1]["error"] == "keyservice-not-running"
+    assert alone.command("status", "--control", "http://127.0.0.1:9")[1]["error"] == "keyservice-not-running"
 
 
 def test_a_killed_backup_or_restore_leaves_nothing_that_looks_whole(alone: Cloud) -> None:

@@ -12,5 +12,5 @@ def parse_listen(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise InvalidInput("argument", "--listen takes HOST:PORT")
+        raise InvalidInput("argument", f"not HOST:PORT: {text[:100]!r}")
     return host.strip("[]"), int(port)

@@ -400,6 +400,7 @@ async def serve(
     witnesses: Sequence[str] = (),
     peers: Sequence[str] = (),
     rates: Rates | None = None,
+    control_on: tuple[str, int] | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
@@ -407,6 +408,7 @@ async def serve(
     :param tls: to speak TLS; calls are sealed with and without it.
     :param witnesses: addresses of those in the settings; :param peers: of the other replicas.
     :param rates: as :func:`assemble`.
+    :param control_on: loopback address for the operator, in place of the socket in the state directory.
     """
     client = HttpClient(clock)
     rows = SqliteRows(state / STORE_FILE)
@@ -439,7 +441,7 @@ async def serve(
         loop.add_signal_handler(number, stopping.set)
     try:
         await server.start(host, port, tls=tls)
-        await control.start(state / CONTROL_FILE)
+        await (control.start_on(*control_on) if control_on else control.start(state / CONTROL_FILE))
         if replica is not None:
             replica.start()
         _write_address(state / ADDRESS_FILE, server.address)

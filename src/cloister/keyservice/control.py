@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, final
 
@@ -70,6 +71,29 @@ class Control:
             await self._server.start(path=path)
         except Unavailable as error:
             self._log.event("control-failed", level="warning", code=error.code, path=str(path))
+
+    async def start_on(self, host: str, port: int) -> None:
+        """Listen on this machine's loopback instead, for TEEs whose Unix sockets nobody outside reaches.
+
+        :raises InvalidInput: ``argument``: others than this machine would reach it.
+        :raises Unavailable: ``listen-failed``.
+        """
+        try:
+            own = ip_address(host).is_loopback
+        except ValueError:
+            own = False
+        if not own:
+            raise InvalidInput(
+                "argument",
+                f"--control takes an address of the loopback, not {host}",
+                hint="127.0.0.1 or [::1]: whoever reaches it may take backups, encrypted as they are.",
+            )
+        await self._server.start(host, port)
+
+    @property
+    def address(self) -> str:
+        """Where it listens; empty where it does not."""
+        return self._server.address
 
     async def stop(self) -> None:
         """Cut what is under way: a backup that is not whole is none."""

@@ -19,7 +19,7 @@ from cloister.base.secret import SecretBytes
 from cloister.keyservice.app import ROOT_FILE, STORE_FILE
 from cloister.keyservice.backup.format import read_backup
 from cloister.keyservice.backup.judging import Known, ask_witnesses, known_from_file
-from cloister.keyservice.backup.restoring import authenticate, inspect, restore_state
+from cloister.keyservice.backup.restoring import authenticate, copy_rows, inspect, restore_state
 from cloister.keyservice.backup.writing import backup_pieces, keep_backup
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.root import keep_root, root_of
@@ -593,3 +593,34 @@ def test_s7_a_follower_whose_copy_was_replaced_ends_the_backup(world: World) -> 
     with pytest.raises(Unavailable) as caught:
         list(pieces)
     assert caught.value.code == "backup-overtaken"
+
+
+def test_s7_a_restore_that_is_cut_short_at_any_write_leaves_nothing_that_starts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister.keyservice.backup.restoring.RESTORE_BATCH", 1)  # a transaction for each page
+    world.grow(3 * BACKUP_ROWS)
+    data = backup_of(world.ks)
+    whole = MemoryDisk()
+    copy_rows(io.BytesIO(data), inspected(data), MemoryRows(whole), quiet)
+    assert whole.writes > 4
+    codes = set()
+    for number in range(whole.writes):
+        for fault in ("fail_before", "fail_after"):
+            disk = MemoryDisk()
+            setattr(disk, fault, number)
+            rows = MemoryRows(disk)
+            with pytest.raises(Unavailable):
+                copy_rows(io.BytesIO(data), inspected(data), rows, quiet)
+            rows.close()
+            if fault == "fail_after" and number == whole.writes - 1:
+                assert open_disk(disk).head().size == inspected(data).end.size  # it was the last
+                continue
+            with pytest.raises(Tampered) as caught:
+                open_disk(disk).require_genesis(ROOT.id)
+            codes.add(caught.value.code)
+            again = MemoryRows(disk) if disk.tables["entries"] and not disk.locked else None
+            if again is not None:
+                with pytest.raises(Refused):  # and nothing is written over it
+                    copy_rows(io.BytesIO(data), inspected(data), again, quiet)
+    assert codes == {"store-empty", "store-head"}

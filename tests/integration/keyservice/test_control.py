@@ -173,6 +173,26 @@ def test_a_long_path_is_reached_by_way_of_its_folder(ks: EmbeddedKeyService, tmp
         pass
 
 
+def test_on_the_loopback_where_unix_sockets_do_not_reach_and_nowhere_else(
+    ks: EmbeddedKeyService, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        control = control_of(ks, tmp_path)
+        for host in ("0.0.0.0", "192.0.2.1", "::", "localhost", ""):  # refused
+            with pytest.raises(InvalidInput):
+                await control.start_on(host, 0)
+        await control.start_on("127.0.0.1", 0)
+        client = HttpClient(SystemClock())
+        try:
+            answer = await asyncio.to_thread(lambda: client.request("GET", control.address, ControlPath.BACKUP))
+            assert keep_backup(tmp_path / "backup", io.BytesIO(answer.body).read, quiet).end.size == 1
+        finally:
+            client.close()
+            await control.stop()
+
+    asyncio.run(run())
+
+
 def test_idle_connections_keep_no_operator_out(ks: EmbeddedKeyService, tmp_path: Path) -> None:
     async def run() -> None:
         control, path = control_of(ks, tmp_path), tmp_path / CONTROL_FILE

@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to; nothing is overwritten")
+    options.add_control(parser)
     options.add_tee(parser)
 
 
@@ -43,10 +44,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.clock import SystemClock
     from cloister.adapters.http.blocking import HttpClient
     from cloister.keyservice.backup.writing import BackupHistory
-    from cloister.keyservice.control import CONTROL_FILE
 
     state: Path = args.state
-    clock, control = SystemClock(), state / CONTROL_FILE
+    clock, control = SystemClock(), options.control_origin(args)
     client = HttpClient(clock)
     try:
         with progress_line(out) as progress:
@@ -77,12 +77,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _from_running(client: HttpClient, control: Path, target: Path, progress: Progress) -> Written:
+def _from_running(client: HttpClient, origin: str, target: Path, progress: Progress) -> Written:
     from cloister.base.limits import BACKUP_S
     from cloister.keyservice.backup.writing import keep_backup
     from cloister.keyservice.control import ControlPath
 
-    origin = f"unix:{control.absolute()}"
     with client.open("GET", origin, ControlPath.BACKUP, deadline_s=BACKUP_S) as answer:
         if answer.status != 200:
             raise options.problem_of(answer)

@@ -99,14 +99,28 @@ def open_place_if_any(args: argparse.Namespace) -> PlaceIfAny:
     return PlaceIfAny(place.settings, place.tee, place.clock)
 
 
-def control_answers(client: HttpClient, control: Path) -> bool:
-    """Whether a KeyService that runs answers on this socket of its state directory."""
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """``--control``."""
+    parser.add_argument(
+        "--control", metavar="URL", help="where it was told to listen for this; default: the socket in --state"
+    )
+
+
+def control_origin(args: argparse.Namespace) -> str:
+    """Where one that runs tells its operator."""
+    from cloister.keyservice.control import CONTROL_FILE
+
+    return str(args.control or f"unix:{(args.state / CONTROL_FILE).absolute()}")
+
+
+def control_answers(client: HttpClient, origin: str) -> bool:
+    """Whether a KeyService that runs answers there."""
     from cloister.keyservice.control import ControlPath
 
-    if not control.is_socket():
+    if origin.startswith("unix:") and not Path(origin.removeprefix("unix:")).is_socket():
         return False
     try:
-        client.request("GET", f"unix:{control.absolute()}", ControlPath.STATUS, max_answer=MAX_STANDING).checked()
+        client.request("GET", origin, ControlPath.STATUS, max_answer=MAX_STANDING).checked()
     except Unavailable as error:
         if error.code != "connect-failed":
             raise

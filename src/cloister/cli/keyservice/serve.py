@@ -37,6 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limits", type=Path, metavar="FILE", help="TOML: how much it lets through; not measured (how-to/limits.md)"
     )
+    parser.add_argument(
+        "--control",
+        metavar="HOST:PORT",
+        help="where `backup` and `status` ask, on the loopback; default: the socket `control` in --state",
+    )
     options.add_peers(parser, "where another replica answers; once for each, and itself may be among them")
     options.add_keyservice_id(parser)
     parser.add_argument(
@@ -93,6 +98,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             events=events,
             witnesses=args.witness,
             peers=args.peer,
+            control_on=parse_listen(args.control) if args.control else None,
             rates=rates,
             tls=_tls(args),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),

@@ -28,6 +28,7 @@ SUMMARY: Final = "ask one that runs"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser, required=False)
+    options.add_control(parser)
     parser.add_argument("--address", metavar="URL", help="of a running KeyService, which others may operate")
 
 
@@ -79,18 +80,18 @@ def _asked(client: HttpClient, address: str) -> dict[str, object]:
 
 def _operated(args: argparse.Namespace, client: HttpClient) -> dict[str, Any]:
     """What it tells its operator."""
-    from cloister.keyservice.control import CONTROL_FILE, ControlPath
+    from cloister.keyservice.control import ControlPath
 
-    if args.state is None:
-        raise InvalidInput("argument", "`cloister keyservice status` needs --state or --address")
-    control = args.state / CONTROL_FILE
-    if not options.control_answers(client, control):
+    if args.state is None and not args.control:
+        raise InvalidInput("argument", "`cloister keyservice status` needs --state, --control or --address")
+    origin = options.control_origin(args)
+    if not options.control_answers(client, origin):
+        there = args.state is None or args.state.is_dir()
         raise Unavailable(
             "keyservice-not-running",
-            f"no KeyService is running on {args.state}",
-            hint="`cloister keyservice run` starts it." if args.state.is_dir() else "There is no such directory.",
+            f"no KeyService is running on {args.state or origin}",
+            hint="`cloister keyservice run` starts it." if there else "There is no such directory.",
         )
-    origin = f"unix:{control.absolute()}"
     answer = client.request("GET", origin, ControlPath.STATUS, max_answer=MAX_STANDING).checked()
     found: dict[str, Any] = json.loads(bytes(answer.body))
     return found
