@@ -5,6 +5,7 @@ Shared by the client and the runtime, so that there is one place that decides wh
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -16,14 +17,22 @@ from typing import Any, Final, Protocol
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.http.problem import from_response
 from cloister.attest.appraise import appraise
-from cloister.attest.bundle import TrustBundle
+from cloister.attest.bundle import TrustBundle, open_bundle
 from cloister.attest.configuration import decode_configuration
 from cloister.attest.steps import Steps
 from cloister.attest.types import Appraisal, Collateral, CollateralSource, Configuration, Evidence, TeeType
 from cloister.attest.verify import verify
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
-from cloister.base.limits import MAX_CALL, MAX_COLLATERAL, MAX_EVIDENCE, MAX_LEAVES, MAX_LOG_KEYS, MAX_STATUS
+from cloister.base.limits import (
+    MAX_BUNDLE,
+    MAX_CALL,
+    MAX_COLLATERAL,
+    MAX_EVIDENCE,
+    MAX_LEAVES,
+    MAX_LOG_KEYS,
+    MAX_STATUS,
+)
 from cloister.base.secret import SecretBytes
 from cloister.log.export import MAX_HEADER_RECORD, ExportHeader
 from cloister.log.merkle import HASH_LENGTH, MAX_PROOF, MerkleTree, verify_consistency
@@ -34,6 +43,7 @@ from cloister.wire.calls import Description, LogHead
 from cloister.wire.cbor import Fields
 from cloister.wire.log_keys import LogKeys
 
+BUNDLE_PATH: Final = "/v1/bundle"
 MAX_DESCRIPTION: Final = MAX_EVIDENCE + MAX_COLLATERAL + MAX_LOG_KEYS + 16384
 MAX_REPLY: Final = 4 * MAX_CALL
 UNCONFIRMED: Final = "keyservice-unconfirmed"
@@ -42,6 +52,7 @@ _TAKE_OVER: Final = frozenset({
     "bad-gateway-answer", "call-epoch-gone", "keyservice-closing", "keyservice-leader-away", "keyservice-no-leader",
     "keyservice-rolled-back", "keyservice-unreachable", "keyservice-superseded", "shutting-down", UNCONFIRMED,
     "challenge-malformed", "status-not-fresh",  # when another one answers the second of two questions
+    "keyservice-bundle-differs",
 })  # fmt: skip
 # The epoch ended between two exchanges, or another replica answered the second one: attesting anew helps.
 _EPOCH_ENDED: Final = frozenset({"call-epoch-gone", "status-not-fresh"})
@@ -272,7 +283,11 @@ def fetch_log(transport: Transport) -> tuple[ExportHeader, bytes]:
 
 
 class KeyServiceLink:
-    """A connection to one KeyService, attested before its first call and again whenever its epoch ends. Thread-safe."""
+    """A connection to one KeyService, attested before its first call and again whenever its epoch ends. Thread-safe.
+
+    :param bundle: the trust bundle that whoever uses this was given; a newer one of the same root that the KeyService
+        shows goes before it (clause 13.26.2).
+    """
 
     def __init__(
         self,
@@ -284,7 +299,8 @@ class KeyServiceLink:
         heads: HeadMemory,
     ) -> None:
         self._transport = transport
-        self._bundle = bundle
+        self._given = bundle
+        self._newer: TrustBundle | None = None
         self._collateral = collateral
         self._clock = clock
         self._heads = heads
@@ -293,6 +309,37 @@ class KeyServiceLink:
         self._replicated = False
         self._lock = threading.Lock()
         self._heads_lock = threading.Lock()
+
+    def bundle(self) -> TrustBundle:
+        """The trust bundle by which the KeyService is judged: the newest one that is known here.
+
+        :raises CloisterError: what is wrong with the one that was given, while no newer one is known.
+        """
+        newer = self._newer
+        try:
+            given = self._given()
+        except Refused:  # it expired
+            if newer is None:
+                raise
+            return newer
+        return given if newer is None or newer.version <= given.version else newer
+
+    def _agreed(self, description: Description) -> TrustBundle:
+        """Ours, or the newer one under which the KeyService says it runs.
+
+        :raises Unavailable: ``call-epoch-gone``: it took a newer one meanwhile; it cannot be reached.
+        """
+        ours = self.bundle()
+        if description.bundle_digest == ours.digest:
+            return ours
+        with contextlib.suppress(InvalidInput, Refused, Tampered):  # it has none, or not a newer one
+            data = self._transport.get(BUNDLE_PATH, limit=MAX_BUNDLE)
+            theirs = open_bundle(data, ours.root, ours.version, self._clock.now())
+            if theirs.replaces(ours):
+                if theirs.digest == description.bundle_digest:
+                    return theirs
+                raise Unavailable("call-epoch-gone", "the KeyService took a newer trust bundle meanwhile")
+        return ours
 
     def attested(self) -> AttestedKeyService:
         """The KeyService, attested now if it was not yet.
@@ -310,7 +357,7 @@ class KeyServiceLink:
         for attempt in count(1):
             try:
                 return self.attested()
-            except (Unavailable, Tampered, InvalidInput) as error:
+            except CloisterError as error:
                 if not self._ended(error, attempt) and not self._takes_over(error, until, attempt):
                     raise
         raise AssertionError
@@ -327,12 +374,11 @@ class KeyServiceLink:
             source = Evidence(TeeType(evidence.tee), evidence.body, evidence.endorsements)
         except ValueError as error:
             raise InvalidInput("evidence-unknown-tee", "the KeyService's evidence names no TEE known here") from error
+        bundle = self._agreed(description)
         attested = believe(
-            description,
-            bundle=self._bundle(),
-            collateral=self._collateral.collateral(source),
-            now=self._clock.now(),
+            description, bundle=bundle, collateral=self._collateral.collateral(source), now=self._clock.now()
         )
+        self._newer = bundle
         with self._heads_lock:
             check_log_keys(self._heads.log_keys(description.keyservice), description.log_keys)
         self._unconfirmed = None
@@ -384,7 +430,7 @@ class KeyServiceLink:
         with self._heads_lock:
             seen = self._heads.newest(keyservice)
             check_head(seen, head, floor)
-        bundle = self._bundle()
+        bundle = self.bundle()
         if bundle.witnesses:
             require_quorum(
                 keyservice,
@@ -411,7 +457,7 @@ class KeyServiceLink:
             return
         asked = cbor.encode({"first": older.size, "second": newer.size})
         try:
-            reply = self._transport.post("/v1/consistency", asked, limit=_MAX_PROOF_REPLY)
+            reply = self.exchange("/v1/consistency", asked, limit=_MAX_PROOF_REPLY)
             fields = Fields(cbor.decode(reply, limit=_MAX_PROOF_REPLY, what="the proof"), "the proof")
             proof = read_proof(fields.items("proof", limit=MAX_PROOF))
             fields.done()
@@ -440,7 +486,7 @@ class KeyServiceLink:
                 pending = calls.seal_call(attested.description, kind, body(attested), keys)
                 reply = self._transport.post("/v1/call", pending.data, limit=MAX_REPLY)
                 return calls.open_reply(pending, reply)
-            except (Unavailable, Tampered, InvalidInput) as error:
+            except CloisterError as error:
                 if not self._ended(error, attempt) and not self._takes_over(error, until, attempt):
                     raise
                 self.forget()

@@ -30,9 +30,9 @@ _MEASUREMENT_LENGTHS: Final = (32, 48)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Successor:
-    """Code and configuration to which a KeyService may hand its state.
+    """Code and configuration to which a KeyService may hand its root secret (clause 10.9).
 
-    :param measurement: MRENCLAVE (32 bytes), or MRTD, launch or simulated measurement, PCR0 (48 bytes).
+    :param measurement: :func:`cloister.attest.code.code_name` of it, 32 or 48 bytes.
     :param configuration: digest of its configuration, 32 bytes.
     """
 
@@ -131,6 +131,20 @@ class TrustBundle:
     def digest(self) -> bytes:
         """What evidence is bound to: SHA-256 over the payload under the context of trust bundles."""
         return digest(Context.BUNDLE, self.payload)
+
+    def names(self, measurement: bytes, configuration: bytes) -> bool:
+        """Whether this code with this configuration, the two as one pair, is a successor (clause 10.9)."""
+        return Successor(measurement, configuration) in self.successors
+
+    def replaces(self, older: TrustBundle) -> bool:
+        """Whether one who held the older one may take this one from a KeyService, unasked (clause 10.10)."""
+        return (
+            self.root == older.root
+            and self.version > older.version
+            and self.accept_simulation is older.accept_simulation
+            and self.accept_rollback_unsafe <= older.accept_rollback_unsafe
+            and bool(self.witnesses) >= bool(older.witnesses)
+        )
 
     def anchors(self) -> TrustAnchors:
         """The roots under which evidence is verified: the vendors', or the simulation keys alone."""

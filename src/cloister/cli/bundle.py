@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cloister.attest.bundle import TrustBundle, open_bundle
+from cloister.attest.bundle import Successor, TrustBundle, open_bundle
 from cloister.attest.policy_toml import MAX_POLICY_TEXT, format_policy, parse_policy
 from cloister.base.errors import InvalidInput, Refused
 from cloister.base.limits import MAX_BUNDLE
@@ -41,6 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sign.add_argument("--days", type=int, required=True, metavar="N", help="until nobody accepts it any more")
     sign.add_argument("--witness", action="append", default=[], metavar="HEX", help="key of a witness; once for each")
     sign.add_argument("--witness-threshold", type=int, default=0, metavar="K", help="how many must co-sign")
+    sign.add_argument(
+        "--successor",
+        action="append",
+        default=[],
+        metavar="CODE:CONFIGURATION",
+        help="what the KeyService may hand its root secret to, as its `cloister keyservice measure` says; may repeat",
+    )
     sign.add_argument(
         "--accept-rollback-unsafe", action="store_true", help="accept a KeyService without protection from rollback"
     )
@@ -106,6 +113,7 @@ def _sign(args: argparse.Namespace, out: Output) -> int:
         minimum_tcb_evaluation_data_number=args.minimum_tcb_evaluation_data_number,
         witnesses=tuple(_public(text, "--witness") for text in args.witness),
         witness_threshold=args.witness_threshold,
+        successors=tuple(_successor(text) for text in args.successor),
     )
     write_private(args.output, bundle.sign(key))
     args.output.chmod(0o644)  # it is public
@@ -132,11 +140,20 @@ def _tell(bundle: TrustBundle, out: Output) -> None:
             "expires_at": bundle.expires_at,
             "witnesses": [key.hex() for key in bundle.witnesses],
             "witness_threshold": bundle.witness_threshold,
+            "successors": [f"{item.measurement.hex()}:{item.configuration.hex()}" for item in bundle.successors],
             "accept_rollback_unsafe": bundle.accept_rollback_unsafe,
             "insecure_simulation_keys": [key.hex() for key in bundle.simulation_keys],
             "policy": format_policy(bundle.keyservice),
         }
     )
+
+
+def _successor(text: str) -> Successor:
+    code, _, configuration = text.partition(":")
+    try:
+        return Successor(bytes.fromhex(code), bytes.fromhex(configuration))
+    except ValueError as error:
+        raise InvalidInput("argument", "--successor takes CODE:CONFIGURATION, both in hexadecimal") from error
 
 
 def _public(text: str, name: str) -> bytes:

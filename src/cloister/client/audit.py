@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from cloister.base.errors import InvalidInput, Tampered
 from cloister.base.ids import ModelId
 from cloister.client.client import Client
-from cloister.log.entry import RELEASE, SERVICE_KEY_EPOCH, STATEMENT, Entry, ReleaseRecord, ServiceKeyEpoch, entry_leaf
+from cloister.log.entry import (
+    BUNDLE,
+    HAND_OVER,
+    RELEASE,
+    SERVICE_KEY_EPOCH,
+    STATEMENT,
+    BundleRecord,
+    Entry,
+    HandOverRecord,
+    ReleaseRecord,
+    ServiceKeyEpoch,
+    entry_leaf,
+)
 from cloister.log.export import ExportHeader, OpenedEntry
 from cloister.log.merkle import HASH_LENGTH, MerkleTree
 from cloister.wire.statements import FOREVER, Body, Validity, peek_statement
 
 
 def export_own(client: Client, *, leaves: bool) -> tuple[ExportHeader, bytes, list[OpenedEntry]]:
-    """All entries that concern the client's identity, under one head that it believes.
+    """All entries that concern the client's identity or everybody, under one head that it believes.
 
     :param leaves: keep all leaves, rather than a proof for each entry.
     :raises Tampered: an entry that the KeyService shows is not in its log.
     """
-    events = client.events()  # first: the head that follows holds them all
+    found = [*client.events(), *client.keyservice_events()]  # first: the head that follows holds them all
+    events = sorted(found, key=itemgetter("index"))
     header, hashes = client.account.link.export()
     tree = _tree(hashes)
     opened = []
@@ -81,17 +95,29 @@ def describe(index: int, entry: Entry) -> dict[str, Any]:
     if entry.kind == RELEASE:
         release = ReleaseRecord.decode(entry.body)
         row |= _fields(release)
-        code = ", ".join(f"{name} {value.hex()[:16]}..." for name, value in sorted(release.measurements.items()))
         row["what"] = (
-            f"keys released: a runtime ({release.tee}, {code}) could read requests of {_short(row['user'])} to "
-            f"{release.model.name} v{release.version} for {release.lease_s} s, by the owner's policy "
-            f"{_short(row['owner_policy'])} and the user's {_short(row['user_policy'])}"
+            f"keys released: a runtime ({release.tee}, {_code(release.measurements)}) could read requests of "
+            f"{_short(row['user'])} to {release.model.name} v{release.version} for {release.lease_s} s, by the owner's "
+            f"policy {_short(row['owner_policy'])} and the user's {_short(row['user_policy'])}"
         )
         return row
     if entry.kind == SERVICE_KEY_EPOCH:
         made = ServiceKeyEpoch.decode(entry.body)
         row |= _fields(made)
         row["what"] = f"service key {made.epoch} made for {made.model.name}, policy {_short(row['policy_digest'])}"
+        return row
+    if entry.kind == BUNDLE:
+        named = BundleRecord.decode(entry.body)
+        row |= {"version": named.version, "digest": named.digest.hex()}
+        row["what"] = f"trust bundle {named.version} came into use ({_short(row['digest'])})"
+        return row
+    if entry.kind == HAND_OVER:
+        given = HandOverRecord.decode(entry.body)
+        row |= _fields(given)
+        row["what"] = (
+            f"root secret handed over to a KeyService ({given.tee}, {_code(given.measurements)}, configuration "
+            f"{_short(row['configuration_digest'])}), by trust bundle {given.bundle_version}"
+        )
         return row
     row["what"] = "the log began"
     return row
@@ -125,6 +151,10 @@ def readers(entries: Iterable[tuple[int, Entry]]) -> list[dict[str, Any]]:
         row["releases"] += 1
         row["until"] = max(row["until"], until)
     return list(found.values())
+
+
+def _code(measurements: Mapping[str, bytes]) -> str:
+    return ", ".join(f"{name} {value.hex()[:16]}..." for name, value in sorted(measurements.items()))
 
 
 def _told(body: Body) -> str:

@@ -142,6 +142,10 @@ class Usage:
                 return
             after = page["next"]
 
+    def keyservice_events(self) -> list[dict[str, Any]]:
+        """What happened to the KeyService itself: trust bundles and hand-overs, ``{index, entry, inclusion}``."""
+        return self._all("keyservice-events")
+
     def _all(self, kind: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
         about: dict[str, Any] = {"subject": self.owner}

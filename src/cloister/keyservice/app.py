@@ -27,12 +27,14 @@ from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.anchors.probe import probe
 from cloister.keyservice.anchors.witnesses import WitnessAnchor
+from cloister.keyservice.bundles import Bundles
 from cloister.keyservice.control import CONTROL_FILE, make_control
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.limiting.limiter import Limiter
 from cloister.keyservice.limiting.rates import Rates
 from cloister.keyservice.releases import Releases
+from cloister.keyservice.replication.acceptance import Acceptance
 from cloister.keyservice.replication.handover import Donor
 from cloister.keyservice.replication.peers import HttpPeer, replica_identity
 from cloister.keyservice.replication.replica import Peer, Replica
@@ -129,8 +131,8 @@ def hardware_tee(settings: Settings) -> Tee:
     return Tee(found.attester, found.sealer, found.measurement)
 
 
-def trust_bundle(path: Path | None, settings: Settings, clock: Clock) -> Callable[[], TrustBundle] | None:
-    """The trust bundle in use, read anew each time; ``None`` where none is configured.
+def offered_bundle(path: Path | None, settings: Settings) -> Callable[[], bytes] | None:
+    """The operator's trust bundle file, read anew each time; ``None`` where none is configured.
 
     :raises InvalidInput: ``bundle-missing`` when the configuration names a bundle root and there is no file;
         ``bundle-unexpected`` the other way round.
@@ -146,20 +148,19 @@ def trust_bundle(path: Path | None, settings: Settings, clock: Clock) -> Callabl
     if path is None:
         raise InvalidInput("bundle-missing", "the configuration names a bundle_root; say --bundle FILE")
 
-    newest = settings.bundle_version
-
-    def read() -> TrustBundle:
-        nonlocal newest
+    def read() -> bytes:
         try:
             with path.open("rb") as file:
-                data = file.read(MAX_BUNDLE + 1)
+                return file.read(MAX_BUNDLE + 1)
         except OSError as error:
             raise Unavailable("bundle-unreadable", f"{path} cannot be read: {error.strerror}") from error
-        bundle = open_bundle(data, settings.bundle_root, newest, clock.now())
-        newest = bundle.version  # attestation.md 10.2: whoever owns the file does not bring an older one back
-        return bundle
 
     return read
+
+
+def trust_bundle(offered: Callable[[], bytes], settings: Settings, clock: Clock) -> Callable[[], TrustBundle]:
+    """What is offered, believed; for one that has no log yet."""
+    return lambda: open_bundle(offered(), settings.bundle_root, settings.bundle_version, clock.now())
 
 
 def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock) -> Root:
@@ -199,10 +200,10 @@ def assemble(
     *,
     clock: Clock,
     collateral: CollateralSource,
-    bundle_digest: Callable[[], bytes],
     events: EventLog,
+    bundle_digest: Callable[[], bytes] = lambda: NO_BUNDLE,
     witnesses: Sequence[WitnessPort] = (),
-    bundle: Callable[[], TrustBundle] | None = None,
+    bundle: Callable[[], bytes] | None = None,
     identity: bytes = b"",
     peers: Sequence[Peer] = (),
     rates: Rates | None = None,
@@ -211,7 +212,7 @@ def assemble(
 
     :param rates: how much it lets through; by default as much as ``Rates`` says.
     :param witnesses: how to reach those of the settings.
-    :param bundle: the trust bundle whose digest that is; replicas need it.
+    :param bundle: the operator's trust bundle file; replicas need one. ``bundle_digest``: where there is none.
     :param identity: what this replica is counted by; :param peers: the others, and perhaps itself.
     :raises InvalidInput: ``witness-addresses``, ``bundle-missing``.
     :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
@@ -230,6 +231,7 @@ def assemble(
         ledger = Ledger(SealedStore(rows, root.store_key, root.id, root.entry_keys), clock, anchor)
         if not settings.replicas or ledger.head().size:  # a replica that joined has nothing yet
             ledger.require_genesis(root.id)
+        bundles = make_bundles(settings, ledger, bundle, events)
         configuration = settings.measured()
         epochs = Epochs(
             tee.attester,
@@ -237,13 +239,16 @@ def assemble(
             keyservice=root.id,
             log_keys=root.log_keys,
             configuration=configuration.encoded,
-            bundle_digest=bundle_digest,
+            bundle_digest=bundle_digest if bundles is None else bundles.digest,
             length_s=settings.epoch_s,
             grace_s=settings.epoch_grace_s,
         )
+        donor = make_donor(settings, root, ledger=ledger, epochs=epochs, bundles=bundles, collateral=collateral)
+        acceptance = make_acceptance(epochs, bundles, donor, events)
         replica = make_replica(
             settings,
             root,
+            acceptance=acceptance,
             ledger=ledger,
             anchor=anchor,
             witnesses=witnesses,
@@ -283,7 +288,9 @@ def assemble(
         telemetry=telemetry,
         limiter=limiter,
         anchor=anchor,
-        donor=make_donor(settings, root, ledger=ledger, epochs=epochs, bundle=bundle, collateral=collateral),
+        bundles=bundles,
+        donor=donor,
+        acceptance=acceptance,
     )
     observe_anchor(registry, anchor)
     if replica is not None and isinstance(anchor, MajorityAnchor):
@@ -328,6 +335,7 @@ def make_replica(
     settings: Settings,
     root: Root,
     *,
+    acceptance: Acceptance | None,
     ledger: Ledger,
     anchor: Anchor,
     witnesses: Sequence[WitnessPort],
@@ -358,7 +366,20 @@ def make_replica(
         ),
         clock=clock,
         events=events,
+        accepted=lambda: acceptance is None or acceptance.accepted,
     )
+
+
+def make_bundles(
+    settings: Settings, ledger: Ledger, offered: Callable[[], bytes] | None, events: EventLog
+) -> Bundles | None:
+    """Which trust bundle is in use, where one is configured (clause 13.26.1).
+
+    :raises CloisterError: as :class:`~cloister.keyservice.bundles.Bundles`.
+    """
+    if offered is None:
+        return None
+    return Bundles(ledger, offered, root=settings.bundle_root, minimum=settings.bundle_version, events=events)
 
 
 def make_donor(
@@ -367,20 +388,29 @@ def make_donor(
     *,
     ledger: Ledger,
     epochs: Epochs,
-    bundle: Callable[[], TrustBundle] | None,
+    bundles: Bundles | None,
     collateral: CollateralSource,
 ) -> Donor | None:
-    """Who hands the root secret to further replicas, where there are any (clause 13.15)."""
-    if not settings.replicas or bundle is None:
+    """Who hands the root secret to further replicas and to successors (clauses 13.15, 13.26)."""
+    if bundles is None:
         return None
     return Donor(
         root,
         configuration=settings.measured(),
         own=lambda: epochs.current().description,
-        bundle=bundle,
+        bundle=bundles.current,
         collateral=collateral,
-        now=ledger.now,
+        ledger=ledger,
     )
+
+
+def make_acceptance(
+    epochs: Epochs, bundles: Bundles | None, donor: Donor | None, events: EventLog
+) -> Acceptance | None:
+    """Whether the bundle in use accepts this very KeyService (clause 13.26.7); ``None`` where there is no bundle."""
+    if bundles is None or donor is None:
+        return None
+    return Acceptance(lambda: epochs.current().description, bundles.current, donor.appraised, events=events)
 
 
 async def serve(
@@ -393,7 +423,7 @@ async def serve(
     port: int,
     clock: Clock,
     collateral: CollateralSource,
-    bundle: Callable[[], TrustBundle] | None,
+    bundle: Callable[[], bytes] | None,
     events: EventLog,
     ready: Callable[[str], None],
     tls: ssl.SSLContext | None = None,
@@ -419,7 +449,6 @@ async def serve(
         settings,
         clock=clock,
         collateral=collateral,
-        bundle_digest=(lambda: NO_BUNDLE) if bundle is None else (lambda: bundle().digest),
         bundle=bundle,
         events=events,
         witnesses=[HttpWitness(client, address) for address in witnesses],

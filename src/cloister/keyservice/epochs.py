@@ -10,6 +10,7 @@ from typing import final
 
 from cloister.attest.types import Attester
 from cloister.base.clock import Clock
+from cloister.base.errors import CloisterError
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.wire.calls import Description, WireEvidence, keyservice_report_data
 from cloister.wire.log_keys import LogKeys
@@ -29,7 +30,7 @@ class Epoch:
 class Epochs:
     """The present epoch and the one before; keys are in memory only and die with the process.
 
-    :param bundle_digest: of the trust bundle in use, asked at the beginning of each epoch.
+    :param bundle_digest: of the trust bundle in use; another one begins another epoch.
     :param configuration: encoded measured configuration. ``length_s`` and ``grace_s`` in seconds.
     """
 
@@ -69,18 +70,25 @@ class Epochs:
         return {epoch.description.epoch: epoch.call_key for epoch in live}
 
     def turn(self) -> bool:
-        """Begin a new epoch if the present one is over, and forget keys whose grace is; whether one began.
+        """Begin a new epoch if the present one is over, or its bundle is, and forget keys whose grace is; whether one
+        began.
 
         :raises Unavailable: ``evidence-unavailable``; the present epoch goes on.
         """
         with self._turning:
             current = self._epochs[0]
             now = self._clock.monotonic()
-            if now >= current.began + self._length:
+            if now >= current.began + self._length or self._outdated(current):
                 self._epochs = (self._begin(), current)
                 return True
             if len(self._epochs) > 1 and now >= current.began + self._grace:
                 self._epochs = (current,)
+            return False
+
+    def _outdated(self, epoch: Epoch) -> bool:
+        try:
+            return epoch.description.bundle_digest != self._bundle_digest()
+        except CloisterError:  # expired, or cannot be read: its time ends with the epoch
             return False
 
     def _begin(self) -> Epoch:

@@ -35,6 +35,7 @@ from cloister.keyservice.proposals import (
     Propose,
     Written,
     fail,
+    newer,
     no_leader,
     tentative,
 )
@@ -62,7 +63,7 @@ class Ledger:
 
         :raises Tampered: the store's codes; ``log-order``; ``secret-missing``, ``secret-other`` when a secret that the
             state needs is not there or is not the one committed to.
-        :raises Unavailable: ``store-unavailable``.
+        :raises Unavailable: ``store-unavailable``; ``log-newer``: a newer build wrote it.
         """
         self._store = store
         self._clock = clock
@@ -85,6 +86,8 @@ class Ledger:
             try:
                 apply(state, Entry.decode(data))
             except CloisterError as error:
+                if error.code == "entry-unknown":
+                    raise newer(state.size) from error
                 raise Tampered("log-order", f"log entry {state.size} cannot be replayed: {error}") from error
             tree.append(entry_leaf(data))
             state.journal.keep()
@@ -307,6 +310,11 @@ class Ledger:
         """Write nothing by itself from now on; what is being written is done when this returns."""
         with self._lock:
             self._following = True
+
+    @property
+    def following(self) -> bool:
+        """Whether it is of a replica that does not lead."""
+        return self._following
 
     def position(self) -> tuple[int, bytes]:
         """How many entries are durable here, and what they hash to in the store."""

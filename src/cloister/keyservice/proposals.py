@@ -77,6 +77,15 @@ def tentative() -> Unavailable:
     )
 
 
+def newer(index: int) -> Unavailable:
+    """This entry is of a kind, or holds something, that only a newer build knows (clause 13.26.8)."""
+    return Unavailable(
+        "log-newer",
+        f"log entry {index} was written by a newer version of the KeyService, which alone goes on with this log",
+        hint="Run the newer build here too. What is there is kept, and nothing was dropped.",
+    )
+
+
 def fail(jobs: list[Job], error: CloisterError) -> None:
     """Nothing of these is in the log."""
     for job in jobs:

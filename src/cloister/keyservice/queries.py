@@ -21,6 +21,8 @@ items (``models``: half as many), and ``next``, which is the next page's ``after
 ``history``
     About ``after`` (entry index, optional). ``first, entries, next``: all entries in order, as many as fit, for the
     auditors that the measured configuration names (clause 13.28); who reads them compares them with the leaves.
+``keyservice-events``
+    As ``events``: the entries about the KeyService itself, which concern everybody who rests on it (13.26.9).
 ``why``
     About ``model, user``. ``checks`` of ``{name, whose, verdict, code, expected, actual}``, and ``denial``: empty, or
     of the last runtime that was refused ``{time, tee, checks}``.
@@ -48,7 +50,7 @@ from cloister.crypto.sign import SigningKey
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.service_keys import endorsed_keys
 from cloister.keyservice.sessions import Denials
-from cloister.keyservice.state.state import State
+from cloister.keyservice.state.state import EVERYBODY, State
 from cloister.wire.cbor import Fields
 from cloister.wire.statements import ANY_VERSION, SERVICE_KEY
 
@@ -89,6 +91,7 @@ class Queries:
             "access": self._access,
             "events": self._events,
             "history": self._history,
+            "keyservice-events": lambda _me, about: self._events(EVERYBODY, about),
             "why": self._why,
             "service-key": self._service_key,
             "policy": self._policy,

@@ -12,11 +12,18 @@ from cloister.adapters.http.limits import ServerLimits
 from cloister.adapters.http.message import Request, Response
 from cloister.adapters.http.server import HttpServer
 from cloister.adapters.http.workers import Workers
+from cloister.adapters.keyservice import BUNDLE_PATH
 from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import KIB, MAX_CALL, MAX_REPLICA_REQUEST, MAX_REPLICAS
-from cloister.keyservice.replication.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
+from cloister.keyservice.replication.handover import (
+    CHALLENGE_PATH,
+    DESCRIPTION_PATH,
+    HANDOVER_PATH,
+    LEADER_CHALLENGE_PATH,
+    LEADER_HANDOVER_PATH,
+)
 from cloister.keyservice.replication.peers import EXCHANGE_PATH, ROLE_PATH, Forwarder
 from cloister.keyservice.replication.replica import LEADER, Replica
 from cloister.keyservice.service import NONCE_LENGTH, KeyService, call_refused
@@ -73,6 +80,7 @@ class KeyServiceServer:
         self._upkeep: asyncio.Task[None] | None = None
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/description": ("GET", self._description),
+            BUNDLE_PATH: ("GET", self._bundle),
             "/v1/status": ("POST", self._status),
             "/v1/challenge": ("POST", self._challenge),
             "/v1/consistency": ("POST", self._consistency),
@@ -85,6 +93,8 @@ class KeyServiceServer:
             DESCRIPTION_PATH: ("GET", self._description),
             CHALLENGE_PATH: ("POST", self._handover_challenge),
             HANDOVER_PATH: ("POST", self._handover),
+            LEADER_CHALLENGE_PATH: ("POST", self._handover_challenge),
+            LEADER_HANDOVER_PATH: ("POST", self._handover),
             EXCHANGE_PATH: ("POST", self._exchange),
             ROLE_PATH: ("GET", self._role),
         }
@@ -132,6 +142,9 @@ class KeyServiceServer:
 
     async def _description(self, _request: Request) -> Response:
         return Response(200, _MEDIA_TYPE, self._service.description())
+
+    async def _bundle(self, _request: Request) -> Response:
+        return Response(200, _MEDIA_TYPE, await self._workers.run(self._service.bundle))
 
     async def _status(self, request: Request) -> Response:
         nonce = bytes(await request.body(NONCE_LENGTH + 1))

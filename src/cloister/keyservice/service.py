@@ -9,6 +9,7 @@ from cloister.attest.types import Configuration
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import MAX_LEAVES
 from cloister.keyservice.anchors.port import Anchor, Unanchored
+from cloister.keyservice.bundles import Bundles
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
 from cloister.keyservice.ledger import Ledger
@@ -16,6 +17,7 @@ from cloister.keyservice.limiting.limiter import Limiter
 from cloister.keyservice.proposals import Proposal, Written
 from cloister.keyservice.queries import Queries
 from cloister.keyservice.releases import Releases
+from cloister.keyservice.replication.acceptance import Acceptance
 from cloister.keyservice.replication.handover import Donor
 from cloister.keyservice.root import Root
 from cloister.keyservice.settings import Settings
@@ -61,10 +63,14 @@ class KeyService:
         telemetry: Telemetry,
         limiter: Limiter,
         anchor: Anchor | None = None,
+        bundles: Bundles | None = None,
         donor: Donor | None = None,
+        acceptance: Acceptance | None = None,
     ) -> None:
         self._ledger = ledger
+        self._bundles = bundles
         self._donor = donor
+        self._acceptance = acceptance
         self._anchor: Anchor = anchor or Unanchored()
         self._unacknowledged = Unacknowledged()
         self._replicated = settings.replicas > 0
@@ -101,6 +107,15 @@ class KeyService:
             raise call_refused()
         epoch = self._epochs.current().description.epoch
         return sign_status(self._root.log_key, epoch=epoch, nonce=nonce, head=self._ledger.shown_head())
+
+    def bundle(self) -> bytes:
+        """The trust bundle that the description names, as it was signed (clause 13.26.2).
+
+        :raises InvalidInput: ``not-found``: there is none.
+        """
+        if self._bundles is None:
+            raise InvalidInput("not-found", "this KeyService is configured without a trust bundle")
+        return self._bundles.file(self._epochs.current().description.bundle_digest)
 
     def challenge(self) -> bytes:
         """A fresh challenge for a runtime (clause 7.1)."""
@@ -189,17 +204,17 @@ class KeyService:
                 self._report(error)
         return seal_session_reply(opened.session, call, result)
 
-    # --- for replicas (clause 13.15) ---
+    # --- for replicas and successors (clauses 13.15, 13.26) ---
 
     def handover_challenge(self) -> bytes:
-        """A fresh challenge for a replica that joins.
+        """A fresh challenge for one that joins.
 
         :raises Refused: ``replicas-none``.
         """
         return self._giver().challenges.issue(self._ledger.now())
 
     def hand_over(self, data: bytes) -> bytes:
-        """One sealed call of a replica that joins; the root secret or the error is in the sealed reply.
+        """One sealed call of one that joins; the root secret or the error is in the sealed reply.
 
         :raises InvalidInput: ``call-refused``. :raises Unavailable: ``call-epoch-gone``.
         :raises Refused: ``replicas-none``.
@@ -230,8 +245,8 @@ class KeyService:
         if self._donor is None:
             raise Refused(
                 "replicas-none",
-                "this KeyService is configured to have no replicas, and hands its secret to nobody",
-                hint="`replicas` in its configuration says how many there are; it is measured.",
+                "this KeyService is configured without a bundle_root, and hands its secret to nobody",
+                hint="A trust bundle says who may have it: `bundle_root` in its configuration; it is measured.",
             )
         return self._donor
 
@@ -337,16 +352,25 @@ class KeyService:
     # --- upkeep ---
 
     def maintain(self) -> None:
-        """What time brings: a new epoch, secrets to destroy, sessions that are over. Call it every few seconds.
+        """What time brings: a newer bundle, a new epoch, secrets to destroy, sessions that are over. Every few seconds.
 
         :raises Unavailable: evidence or store are away; the rest was done, and the next call tries again.
         """
         self._anchor.tick()
         self._releases.sessions.sweep(self._ledger.now())
         try:
+            if self._bundles is not None and not self._ledger.following:
+                self._bundles.record()
+        finally:
+            self._renew()
+
+    def _renew(self) -> None:
+        try:
             if self._epochs.turn():
                 self._events.event("epoch", epoch=self._epochs.current().description.epoch.hex())
         finally:
+            if self._acceptance is not None:
+                self._acceptance.look()
             self._ledger.sweep()
 
     def healthy(self) -> bool:

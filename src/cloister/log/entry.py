@@ -12,7 +12,7 @@ from typing import Final
 
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import ID_LENGTH, ModelId
-from cloister.base.limits import MAX_ENTRY
+from cloister.base.limits import MAX_BUNDLE, MAX_ENTRY
 from cloister.crypto import hpke
 from cloister.crypto.digest import Context, digest
 from cloister.log.merkle import leaf_hash
@@ -24,7 +24,11 @@ GENESIS: Final = "genesis"
 STATEMENT: Final = "statement"
 RELEASE: Final = "release"
 SERVICE_KEY_EPOCH: Final = "service-key"
-KINDS: Final = (GENESIS, STATEMENT, RELEASE, SERVICE_KEY_EPOCH)
+BUNDLE: Final = "bundle"
+HAND_OVER: Final = "hand-over"
+KINDS: Final = (GENESIS, STATEMENT, RELEASE, SERVICE_KEY_EPOCH, BUNDLE, HAND_OVER)
+# Grows whenever an entry may hold what the version before cannot read: a kind, a field, a type of statement (13.26.8).
+LEVEL: Final = 1
 SALT_LENGTH: Final = 32
 
 _WHAT: Final = "the log entry"
@@ -148,9 +152,6 @@ class ReleaseRecord:
     def decode(data: bytes) -> ReleaseRecord:
         """:raises InvalidInput: anything malformed."""
         fields = Fields(cbor.decode(data, limit=MAX_ENTRY, what="the release"), "the release")
-        measurements = fields.mapping("measurements")
-        if not all(type(name) is str and type(value) is bytes for name, value in measurements.items()):
-            raise InvalidInput("field-type", "the release's measurements are not a map of names to bytes")
         record = ReleaseRecord(
             user=fields.blob("user", exactly=ID_LENGTH),
             model=ModelId.parse(fields.text("model", limit=200)),
@@ -159,7 +160,7 @@ class ReleaseRecord:
             mode=fields.text("mode", limit=16),
             key_id=fields.blob("key", exactly=32),
             tee=fields.text("tee", limit=32),
-            measurements=measurements,
+            measurements=_measurements(fields, "the release's"),
             configuration_digest=fields.blob("configuration", exactly=32),
             owner_policy=fields.blob("owner_policy", exactly=32),
             owner_rule=fields.text("owner_rule", limit=256),
@@ -217,3 +218,79 @@ class ServiceKeyEpoch:
         )
         fields.done()
         return record
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRecord:
+    """From here on this trust bundle is in use, and none below it (clause 13.26.1).
+
+    :param bundle: the file, a COSE_Sign1 by the bundle root.
+    """
+
+    version: int
+    digest: bytes
+    bundle: bytes
+
+    def encode(self) -> bytes:
+        """Deterministic CBOR."""
+        return cbor.encode({"version": self.version, "digest": self.digest, "bundle": self.bundle})
+
+    @staticmethod
+    def decode(data: bytes) -> BundleRecord:
+        """:raises InvalidInput: anything malformed."""
+        fields = Fields(cbor.decode(data, limit=MAX_ENTRY, what="the bundle's record"), "the bundle's record")
+        record = BundleRecord(
+            fields.integer("version", low=1),
+            fields.blob("digest", exactly=32),
+            fields.blob("bundle", limit=MAX_BUNDLE),
+        )
+        fields.done()
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverRecord:
+    """The root secret may leave for this code with this configuration (clause 13.26.5).
+
+    :param tee: where it runs; :param measurements: of its code, by name, as its evidence says.
+    :param bundle_digest: and ``bundle_version``: of the trust bundle by which it was judged.
+    """
+
+    tee: str
+    measurements: Mapping[str, bytes]
+    configuration_digest: bytes
+    bundle_digest: bytes
+    bundle_version: int
+
+    def encode(self) -> bytes:
+        """Deterministic CBOR."""
+        return cbor.encode(
+            {
+                "tee": self.tee,
+                "measurements": dict(self.measurements),
+                "configuration": self.configuration_digest,
+                "bundle": self.bundle_digest,
+                "bundle_version": self.bundle_version,
+            }
+        )
+
+    @staticmethod
+    def decode(data: bytes) -> HandOverRecord:
+        """:raises InvalidInput: anything malformed."""
+        fields = Fields(cbor.decode(data, limit=MAX_ENTRY, what="the hand-over's record"), "the hand-over's record")
+        record = HandOverRecord(
+            fields.text("tee", limit=32),
+            _measurements(fields, "the hand-over's"),
+            fields.blob("configuration", exactly=32),
+            fields.blob("bundle", exactly=32),
+            fields.integer("bundle_version", low=1),
+        )
+        fields.done()
+        return record
+
+
+def _measurements(fields: Fields, whose: str) -> Mapping[str, bytes]:
+    found = fields.mapping("measurements")
+    if not all(type(name) is str and type(value) is bytes for name, value in found.items()):
+        raise InvalidInput("field-type", f"{whose} measurements are not a map of names to bytes")
+    return found

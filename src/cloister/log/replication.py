@@ -1,7 +1,8 @@
 """What replicas of a KeyService say to each other (spec/protocol.md, 13.17).
 
 An exchange is one request and one reply, each under a key of its own that only holders of the root secret can derive;
-a reply opens for its request only. So whoever carries them can drop them, and nothing else.
+a reply opens for its request only. So whoever carries them can drop them, and nothing else. Replicas of two builds talk
+while a KeyService is upgraded: fields that only a newer one knows are left alone (13.26.8).
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Standing:
     :param confirming: whether it leads and witnesses confirm its heads.
     :param size: entries that are durable there.
     :param head: the newest co-signed head that it knows; unverified.
+    :param level: of the entries that it can read, and if it leads may write; 0 of one that does not say.
     """
 
     replica: bytes
@@ -99,6 +101,7 @@ class Standing:
     confirming: bool
     size: int
     head: LogHead | None
+    level: int = 0
 
     @property
     def leads(self) -> bool:
@@ -114,6 +117,7 @@ class Standing:
             "confirming": self.confirming,
             "size": self.size,
             "head": {} if self.head is None else self.head.fields(),
+            "level": self.level,
         }
 
     @staticmethod
@@ -128,8 +132,9 @@ class Standing:
             fields.boolean("confirming"),
             fields.integer("size"),
             LogHead.read(head) if head else None,
+            fields.integer("level") if fields.has("level") else 0,
         )
-        fields.done()
+        fields.leave_newer()
         return standing
 
 
@@ -167,7 +172,7 @@ class Pull:
             fields.blob("link", exactly=HASH_LENGTH),
             fields.integer("wait_ms", high=int(REPLICA_WAIT_S * 1000)),
         )
-        fields.done()
+        fields.leave_newer()
         return pull
 
 
@@ -195,7 +200,7 @@ class Rows:
             fields.boolean("same"),
             tuple(_row(item) for item in fields.items("rows", limit=REPLICA_ROWS)),
         )
-        fields.done()
+        fields.leave_newer()
         return rows
 
 
@@ -222,7 +227,7 @@ class Place:
             fields.blob("leaf", exactly=HASH_LENGTH),
             read_proof(fields.items("inclusion", limit=MAX_PROOF)),
         )
-        fields.done()
+        fields.leave_newer()
         return place
 
 

@@ -166,7 +166,6 @@ def compose(
         store=open_store(store, client, Patience(clock)),
         clock=clock,
         log=log,
-        bundle_digest=trusted.digest,
         close=client.close,
     )
     return Runtime(options, ports)

@@ -59,7 +59,6 @@ class Ports:
     store: ModelStore
     clock: Clock
     log: EventLog
-    bundle_digest: bytes
     cpu: Callable[[], Cpu] = this_cpu
     close: Callable[[], None] = lambda: None
 
@@ -80,7 +79,6 @@ class Runtime:
             ports.attester,
             options.measured(),
             clock=clock,
-            bundle_digest=ports.bundle_digest,
             keyservice=options.keyservice or None,
         )
         _ort.bound_working_memory(max(options.memory_bytes, _LEAST_WORKING_MEMORY))
@@ -132,7 +130,7 @@ class Runtime:
         self.presence = PresenceDesk(
             ports.attester,
             options.measured(),
-            bundle_digest=ports.bundle_digest,
+            bundle_digest=lambda: ports.link.bundle().digest,
             executor=self._cold,
             clock=clock,
         )

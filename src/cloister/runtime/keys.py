@@ -50,14 +50,12 @@ class RuntimeSession:
         configuration: Configuration,
         *,
         clock: Clock,
-        bundle_digest: bytes,
         keyservice: bytes | None = None,
     ) -> None:
         self._link = link
         self._attester = attester
         self._configuration = configuration
         self._clock = clock
-        self._bundle_digest = bundle_digest
         self._keyservice = keyservice
         self._lock = threading.Lock()
         self._attesting = threading.Lock()
@@ -146,9 +144,10 @@ class RuntimeSession:
 
     def _request(self, key: HpkePrivateKey) -> AttestRequest:
         challenge = self._link.exchange("/v1/challenge", b"", limit=_MAX_CHALLENGE)
+        bundle, configuration = self._link.bundle().digest, self._configuration.encoded
 
         def request(evidence: WireEvidence) -> AttestRequest:
-            return AttestRequest(key.public_key, challenge, self._configuration.encoded, self._bundle_digest, evidence)
+            return AttestRequest(key.public_key, challenge, configuration, bundle, evidence)
 
         evidence = self._attester.evidence(request(WireEvidence("", b"", {})).report_data())
         files = evidence.endorsements

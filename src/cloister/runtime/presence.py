@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import final
 
@@ -17,14 +18,17 @@ from cloister.wire.presence import NONCE_LENGTH, Presence, presence_report_data
 
 @final
 class PresenceDesk:
-    """Answers strangers. Their questions never wait: one that finds no room is told to come back."""
+    """Answers strangers. Their questions never wait: one that finds no room is told to come back.
+
+    :param bundle_digest: of the trust bundle by which this runtime judges its KeyService.
+    """
 
     def __init__(
         self,
         attester: Attester,
         configuration: Configuration,
         *,
-        bundle_digest: bytes,
+        bundle_digest: Callable[[], bytes],
         executor: Executor,
         clock: Clock,
     ) -> None:
@@ -63,10 +67,11 @@ class PresenceDesk:
 
     def _make(self, nonce: bytes) -> bytes:
         try:
-            bound = presence_report_data(nonce, self._configuration, self._bundle_digest)
+            bundle_digest = self._bundle_digest()
+            bound = presence_report_data(nonce, self._configuration, bundle_digest)
             evidence = self._attester.evidence(bound)
             wire = WireEvidence(evidence.tee.value, evidence.body, dict(evidence.endorsements))
-            return Presence(self._configuration, self._bundle_digest, wire).encode()
+            return Presence(self._configuration, bundle_digest, wire).encode()
         finally:
             with self._lock:
                 self._busy = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
+from cloister.adapters.keyservice import BUNDLE_PATH
 from cloister.adapters.logs import EventLog
 from cloister.adapters.witness import WitnessPort
 from cloister.attest.bundle import TrustBundle
@@ -16,7 +17,13 @@ from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin
 from cloister.keyservice.limiting.rates import Rates
-from cloister.keyservice.replication.handover import CHALLENGE_PATH, DESCRIPTION_PATH, HANDOVER_PATH
+from cloister.keyservice.replication.handover import (
+    CHALLENGE_PATH,
+    DESCRIPTION_PATH,
+    HANDOVER_PATH,
+    LEADER_CHALLENGE_PATH,
+    LEADER_HANDOVER_PATH,
+)
 from cloister.keyservice.replication.replica import Peer, Replica
 from cloister.keyservice.root import root_of
 from cloister.keyservice.service import KeyService
@@ -39,7 +46,7 @@ class EmbeddedKeyService:
 
     :param seed: of its root secret; the same one over the same disk is the same KeyService.
     :param witnesses: how it reaches those that its settings name with ``witness_keys``.
-    :param bundle_key: signs a trust bundle that names it, which it runs under then.
+    :param bundle_key: signs the trust bundle under which it runs: ``bundle``, or one that names it.
     :param identity: and ``peers``: of one of several replicas; ``empty``: which joined, and has no entry yet.
     :param rates: how much it lets through.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
@@ -59,6 +66,7 @@ class EmbeddedKeyService:
         witnesses: Sequence[WitnessPort] = (),
         witness_keys: tuple[bytes, ...] = (),
         bundle_key: SigningKey | None = None,
+        bundle: TrustBundle | None = None,
         code: str = "keyservice",
         identity: bytes = bytes(16),
         empty: bool = False,
@@ -83,8 +91,9 @@ class EmbeddedKeyService:
         self._peers = tuple(peers)
         self._rates = rates
         self._collateral = collateral or NoCollateral()
-        self.bundle = None if bundle_key is None else self.tee.bundle(bundle_key)
-        self._bundle_digest = bundle_digest if self.bundle is None else lambda: self._in_use().digest
+        self._bundle_key = bundle_key
+        self.bundle = self.tee.bundle(bundle_key) if bundle is None and bundle_key is not None else bundle
+        self._bundle_digest = bundle_digest
         if rows is None and not self.disk.tables["entries"] and not empty:
             begin(MemoryRows(self.disk), self._root, self.settings, self.clock).close()
         self.assembled = self._assemble()
@@ -104,7 +113,7 @@ class EmbeddedKeyService:
             clock=self.clock,
             collateral=self._collateral,
             bundle_digest=self._bundle_digest,
-            bundle=None if self.bundle is None else self._in_use,
+            bundle=None if self.bundle is None else self._offered,
             events=self.events,
             witnesses=self._witnesses,
             identity=self._identity,
@@ -112,10 +121,10 @@ class EmbeddedKeyService:
             rates=self._rates,
         )
 
-    def _in_use(self) -> TrustBundle:
-        if self.bundle is None:
+    def _offered(self) -> bytes:
+        if self.bundle is None or self._bundle_key is None:
             raise AssertionError
-        return self.bundle
+        return self.bundle.sign(self._bundle_key)
 
     @property
     def service(self) -> KeyService:
@@ -156,6 +165,7 @@ class EmbeddedKeyService:
             "/v1/description": self.service.description,
             "/v1/checkpoint": self.service.checkpoint,
             DESCRIPTION_PATH: self.service.description,
+            BUNDLE_PATH: self.service.bundle,
         }
         if path not in routes:
             raise InvalidInput("not-found", "there is nothing here")
@@ -172,6 +182,8 @@ class EmbeddedKeyService:
             "/v1/session": self.service.session,
             CHALLENGE_PATH: lambda _: self.service.handover_challenge(),
             HANDOVER_PATH: self.service.hand_over,
+            LEADER_CHALLENGE_PATH: lambda _: self.service.handover_challenge(),
+            LEADER_HANDOVER_PATH: self.service.hand_over,
         }
         if path not in routes:
             raise InvalidInput("not-found", "there is nothing here")

@@ -47,9 +47,7 @@ class LinkCaller:
             transport, bundle=lambda: bundle, collateral=NoCollateral(), clock=clock, heads=heads or VolatileHeads()
         )
         self._pause = threading.Event()
-        self._session = RuntimeSession(
-            self._link, tee.attester(), tee.configuration, clock=clock, bundle_digest=bundle.digest
-        )
+        self._session = RuntimeSession(self._link, tee.attester(), tee.configuration, clock=clock)
 
     def say(self, statement: bytes, keys: tuple[SecretBytes, ...]) -> dict[str, Any]:
         """See the port. What is written and not confirmed is said again, to the byte, as clients do."""

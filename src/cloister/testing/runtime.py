@@ -142,7 +142,6 @@ class RuntimeBench:
                 store=self.store,
                 clock=self.clock,
                 log=self.log,
-                bundle_digest=self.keyservice.bundle.digest,
             ),
         )
 

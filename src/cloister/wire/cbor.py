@@ -174,6 +174,10 @@ class Fields:
         """A nested map, to be read with another :class:`Fields`."""
         return self._need(name, dict)
 
+    def leave_newer(self) -> None:
+        """Instead of :meth:`done`, between replicas: what a newer version adds is no error (protocol.md, 13.26.8)."""
+        self._rest.clear()
+
     def done(self) -> None:
         """:raises InvalidInput: ``field-unknown`` if any field was not read."""
         if self._rest:

@@ -169,7 +169,7 @@ def test_s9_presence_opens_no_session(
     configuration = configure({"isolation": "strict"})
     with ThreadPoolExecutor(1) as executor:
         desk = PresenceDesk(
-            vendors.endorsed(tee), configuration, bundle_digest=bytes(32), executor=executor, clock=clock
+            vendors.endorsed(tee), configuration, bundle_digest=lambda: bytes(32), executor=executor, clock=clock
         )
         presence = Presence.decode(asyncio.run(desk.answer(challenge[:32])))
     key = HpkePrivateKey.generate().public_key

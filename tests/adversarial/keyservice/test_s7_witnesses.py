@@ -385,8 +385,7 @@ def test_s7_a_runtime_takes_no_keys_under_a_head_that_its_witnesses_did_not_sign
     def session(**changes: Any) -> RuntimeSession:
         link = world.link(world.ks, **changes)
         tee = world.platform
-        digest = link._bundle().digest
-        return RuntimeSession(link, tee.attester(), tee.configuration, clock=world.clock, bundle_digest=digest)
+        return RuntimeSession(link, tee.attester(), tee.configuration, clock=world.clock)
 
     assert session().release(world.request, Timings()).key == REQUEST
     others = local_witnesses(world.folder / "others", world.clock, LOG_KEY, 2)

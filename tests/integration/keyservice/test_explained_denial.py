@@ -56,9 +56,7 @@ class World:
         link = KeyServiceLink(
             self.ks, bundle=lambda: trusted, collateral=NoCollateral(), clock=self.clock, heads=VolatileHeads()
         )
-        self.session = RuntimeSession(
-            link, self.tee.attester(), self.tee.configuration, clock=self.clock, bundle_digest=trusted.digest
-        )
+        self.session = RuntimeSession(link, self.tee.attester(), self.tee.configuration, clock=self.clock)
         self.request_key = SecretBytes(secrets.token_bytes(32))
         self.owner, self.user = self.ks.person(), self.ks.person()
         self.model = ModelId(self.owner.id, "model")

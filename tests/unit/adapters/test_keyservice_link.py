@@ -84,7 +84,6 @@ def test_another_replica_answers_the_second_question(path: str, tmp_path: Path) 
         cluster.platform.attester(),
         cluster.platform.configuration,
         clock=cluster.clock,
-        bundle_digest=made.settled().description.bundle_digest,
     )
     cluster.attempt(lambda: session.connect(Timings()))
     assert session.attests == 1

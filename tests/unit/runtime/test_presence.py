@@ -41,7 +41,7 @@ def desk(clock: FakeClock, executor: ThreadPoolExecutor, attester: object = None
     return PresenceDesk(
         attester or tee.attester(),  # type: ignore[arg-type]
         tee.configuration,
-        bundle_digest=BUNDLE,
+        bundle_digest=lambda: BUNDLE,
         executor=executor,
         clock=clock,
     )

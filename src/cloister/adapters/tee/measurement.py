@@ -8,6 +8,20 @@ from cloister.base.errors import Tampered
 _NOTHING_BOUND = bytes(64)
 
 
+def own_code(attester: Attester) -> bytes:
+    """What names the code as a trust bundle's successor (attestation.md, 10.9); raises as :func:`own_measurement`."""
+    if attester.tee is not TeeType.TDX:
+        return own_measurement(attester)
+    from cloister.attest.code import tdx_code
+    from cloister.attest.dcap.parse import parse as parse_quote
+    from cloister.attest.dcap.quote import TdxQuote
+
+    quote = parse_quote(attester.evidence(_NOTHING_BOUND).body)
+    if not isinstance(quote, TdxQuote):
+        raise Tampered("evidence-device-lied", "the quote of this TD is none of a TD")
+    return tdx_code(quote.report.mr_td, quote.report.rtmr)
+
+
 def own_measurement(attester: Attester) -> bytes:
     """MRENCLAVE, MRTD, launch measurement or PCR0.
 

@@ -3,12 +3,14 @@
     cloister keyservice init   --state DIR [--simulation-key FILE] [--configuration FILE] [--keep [--replica N]]
     cloister keyservice join   --state DIR --from URL [--keyservice ID] [the options of `run`]
     cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
+    cloister keyservice measure [--simulation-key FILE] [--configuration FILE]
     cloister keyservice status --state DIR | --address URL
     cloister keyservice backup --state DIR --out FILE
     cloister keyservice restore --state DIR --from FILE [--not-before-head HEAD] [--witness URL]
 
 `init` makes the root secret, sealed to this code and this configuration, and prints what a trust bundle must name.
-`join` gets the root secret from a running one of the same code and configuration, after mutual attestation.
+`join` gets the root secret from a running one after mutual attestation: as its replica, or as a successor that the
+trust bundle names. `measure` prints how a trust bundle names this build.
 `run` serves until it is told to stop (SIGTERM finishes what is under way). `status` asks a running one.
 """
 
@@ -18,10 +20,18 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from cloister.cli.keyservice import backup, init, join, restore, serve, status
+from cloister.cli.keyservice import backup, init, join, measure, restore, serve, status
 from cloister.cli.output import Output
 
-ACTIONS: Final = {"init": init, "join": join, "run": serve, "status": status, "backup": backup, "restore": restore}
+ACTIONS: Final = {
+    "init": init,
+    "join": join,
+    "run": serve,
+    "measure": measure,
+    "status": status,
+    "backup": backup,
+    "restore": restore,
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,7 @@
-"""Get the root secret from a running KeyService of the same code and configuration, after mutual attestation."""
+"""Get the root secret from a running KeyService, after mutual attestation.
+
+It gives it to the same code and configuration, or to a successor that the trust bundle of both names.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from cloister.base.errors import InvalidInput
 from cloister.cli.keyservice import options
 from cloister.cli.output import Output
 
-SUMMARY: Final = "become a replica of one that runs"
+SUMMARY: Final = "become a replica or successor of one that runs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +34,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.http.blocking import HttpClient
     from cloister.adapters.keyservice import HttpTransport
     from cloister.adapters.tee.endorsing import EndorsingAttester
-    from cloister.keyservice.app import trust_bundle
+    from cloister.keyservice.app import offered_bundle, trust_bundle
     from cloister.keyservice.replication.joining import Joining, join
 
     state: Path = args.state
@@ -46,9 +49,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
     collateral = open_collateral(args.collateral, settings.anchors(), clock)
     if args.collateral:
         tee = replace(tee, attester=EndorsingAttester(tee.attester, collateral))
-    bundle = trust_bundle(args.bundle, settings, clock)
-    if bundle is None:
-        raise InvalidInput("bundle-missing", "replicas judge each other by the trust bundle; say --bundle FILE")
+    offered = offered_bundle(args.bundle, settings)
+    if offered is None:
+        raise InvalidInput(
+            "bundle-missing",
+            "who may join is judged by a trust bundle, and the configuration names no bundle_root",
+            hint="Add bundle_root to the KeyService's configuration, and say --bundle FILE.",
+        )
+    bundle = trust_bundle(offered, settings, clock)
     client = HttpClient(clock)
     try:
         givers = [HttpTransport(client, address) for address in args.giver]

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.process import raise_file_limit
     from cloister.adapters.process import run as run_loop
     from cloister.adapters.tee.endorsing import EndorsingAttester
-    from cloister.keyservice.app import serve, trust_bundle
+    from cloister.keyservice.app import offered_bundle, serve, trust_bundle
     from cloister.keyservice.limiting.rates import read_rates
     from cloister.keyservice.replication.joining import Joining, find_root
 
@@ -75,12 +75,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
         tee = replace(tee, attester=EndorsingAttester(tee.attester, collateral))
     raise_file_limit()
     events = JsonLog(clock, service="keyservice")
-    bundle = trust_bundle(args.bundle, settings, clock)
+    offered = offered_bundle(args.bundle, settings)
     client = HttpClient(clock)
     try:
         givers = [HttpTransport(client, address) for address in args.peer]
         expected = options.keyservice_id(args.keyservice)
-        joining = Joining(givers, bundle, collateral, expected) if givers and bundle else None
+        joining = None
+        if givers and offered:
+            joining = Joining(givers, trust_bundle(offered, settings, clock), collateral, expected)
         root = find_root(state, tee, settings, joining, clock=clock, events=events, new=args.new)
     finally:
         client.close()
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             port=port,
             clock=clock,
             collateral=collateral,
-            bundle=bundle,
+            bundle=offered,
             events=events,
             witnesses=args.witness,
             peers=args.peer,

@@ -1,4 +1,4 @@
-"""How a KeyService comes to its root secret: from its own disk, or from a running replica (spec/protocol.md, 13.15)."""
+"""How a KeyService comes to its root secret: from its own disk, or from one that runs (protocol.md, 13.15, 13.26)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
 from cloister.keyservice.app import ROOT_FILE, STORE_FILE, Tee, initialise
-from cloister.keyservice.replication.handover import receive_root
+from cloister.keyservice.replication.handover import Joiner
 from cloister.keyservice.root import Root, keep_root, open_root
 from cloister.keyservice.settings import Settings
 
@@ -37,16 +37,9 @@ class Joining:
 def join(state: Path, tee: Tee, settings: Settings, joining: Joining, clock: Clock) -> Root:
     """Get the root secret from the first giver that hands it over, and keep it sealed where the TEE can.
 
-    :raises InvalidInput: ``replicas-none``: the configuration allows no replicas.
     :raises Refused: ``state-exists``: a root secret is there already.
     :raises CloisterError: what the last giver said, or what was wrong with it.
     """
-    if not settings.replicas:
-        raise InvalidInput(
-            "replicas-none",
-            "the configuration says that this KeyService has no replicas",
-            hint="`replicas` in it says how many there are; it is measured, and all have the same configuration.",
-        )
     path = state / ROOT_FILE
     if path.exists():
         raise Refused("state-exists", f"{path} exists already", hint="Run it; it has joined before.")
@@ -57,15 +50,10 @@ def join(state: Path, tee: Tee, settings: Settings, joining: Joining, clock: Clo
     last: CloisterError = InvalidInput("argument", "no running KeyService was named to join")
     for giver in joining.givers:
         try:
-            root = receive_root(
-                giver,
-                tee.attester,
-                configuration=settings.measured(),
-                bundle=joining.bundle(),
-                collateral=joining.collateral,
-                clock=clock,
-                expected=joining.expected,
+            asking = Joiner(
+                tee.attester, settings.measured(), joining.bundle(), joining.collateral, clock, joining.expected
             )
+            root = asking.receive(giver)
         except CloisterError as error:
             if isinstance(last, InvalidInput) or not isinstance(error, Unavailable):
                 last = error  # who does not answer tells less than who refuses

@@ -26,8 +26,10 @@ from cloister.crypto.digest import same
 from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.anchors.probe import Probe
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.proposals import newer
 from cloister.keyservice.root import Root
 from cloister.keyservice.storage.port import SealedEntry
+from cloister.log.entry import LEVEL
 from cloister.log.merkle import verify_inclusion
 from cloister.log.replication import (
     ENTRY,
@@ -53,6 +55,7 @@ from cloister.wire.cbor import Fields
 LEADER: Final = "leader"
 FOLLOWER: Final = "follower"
 SEARCHING: Final = "searching"
+OUTGROWN: Final = "outgrown"
 _NO_TERM: Final = bytes(TERM_LENGTH)
 _PAUSE_S: Final = 0.25
 
@@ -75,6 +78,7 @@ class Replica:
     :param identity: 16 bytes, kept with the store: a replica counts once, however often it starts.
     :param witnesses: keys of the configuration, of which ``threshold`` make a head confirmed.
     :param probe: asks the witnesses what they know.
+    :param accepted: whether the trust bundle in use accepts this replica: else it does not lead (13.26.7).
     :param jitter: seconds, below one second's worth, that one waits longer than others before it takes over.
     """
 
@@ -92,6 +96,7 @@ class Replica:
         probe: Callable[[], Probe],
         clock: Clock,
         events: EventLog,
+        accepted: Callable[[], bool] = lambda: True,
         jitter: Callable[[], float] = lambda: LEADER_JITTER_S * secrets.randbelow(1000) / 1000,
     ) -> None:
         """:raises Tampered: the store's; ``cosignature-invalid``."""
@@ -106,6 +111,7 @@ class Replica:
         self._probe = probe
         self._clock = clock
         self._events = events
+        self._accepted = accepted
         self._jitter = jitter
         self._term = b""
         self._leader: tuple[Peer, bytes] | None = None
@@ -113,6 +119,7 @@ class Replica:
         self._kept: LogHead | None = None
         self._beaten = False
         self._trouble = ""
+        self._outgrown = False
         self._flowing = False
         self._rests_until = 0.0
         self._stopping = threading.Event()
@@ -126,9 +133,11 @@ class Replica:
 
     @property
     def role(self) -> str:
-        """``leader``, ``follower``, or ``searching`` for one that leads."""
+        """``leader``, ``follower``, ``searching`` for one that leads, or ``outgrown``: a newer build is needed here."""
         if self._term:
             return LEADER
+        if self._outgrown:
+            return OUTGROWN
         return SEARCHING if self._leader is None else FOLLOWER
 
     @property
@@ -151,6 +160,7 @@ class Replica:
             self._anchor.state().open,
             self._ledger.position()[0],
             self._anchor.seen(),
+            LEVEL,
         )
 
     # --- what others ask ---
@@ -241,6 +251,8 @@ class Replica:
             elif why := "keyservice-unconfirmed" if self._anchor.alone() else self._ledger.trouble:
                 self._step_down(why)  # its disk fails, or what it wrote may be what the others cannot take
                 self._rests_until = self._clock.monotonic() + LEADER_REST_S  # they go first
+            elif not self._accepted():
+                self._step_down("measurement-not-allowed")
         elif self._leader is not None:
             self._follow(*self._leader, wait_s)
         else:
@@ -249,6 +261,8 @@ class Replica:
     def _follow(self, peer: Peer, term: bytes, wait_s: float) -> None:
         size, link = self._ledger.position()
         self._keep()
+        if self._outgrown:
+            return self._watch(peer, term)
         try:
             pull = Pull(self.identity, term, size, link, int(wait_s * 1000))
             rows = Rows.read(self._ask(peer, pull.fields()))
@@ -259,11 +273,36 @@ class Replica:
             if not rows.same:
                 self._agree(peer, rows.standing)
             elif rows.rows:
-                self._ledger.absorb([SealedEntry(*row) for row in rows.rows], self._anchor.proof())
+                self._absorb([SealedEntry(*row) for row in rows.rows], rows.standing.level)
             elif size >= rows.standing.size and rows.standing.confirming:
                 self._beaten = False
             self._behind = max(0, rows.standing.size - self._ledger.position()[0])
             self._trouble, self._flowing = "", rows.same
+        except CloisterError:
+            self._leader = self._behind = None
+            raise
+
+    def _absorb(self, entries: Sequence[SealedEntry], level: int) -> None:
+        """:raises Unavailable: ``log-newer``: one that a newer build wrote; all before it were taken over (13.26.8)."""
+        try:
+            self._ledger.absorb(entries, self._anchor.proof())
+        except Tampered as error:
+            if level <= LEVEL or error.code != "log-order":
+                raise
+            if len(entries) > 1:
+                for entry in entries:
+                    self._absorb([entry], level)
+                return
+            self._outgrown = True
+            self._events.event("outgrown", level="error", replica=self.identity.hex(), code="log-newer")
+            raise newer(self._ledger.position()[0]) from error
+
+    def _watch(self, peer: Peer, term: bytes) -> None:
+        """Follow no more, and know for callers who leads."""
+        try:
+            answer = self._ask(peer, {"kind": HELLO})
+            if Standing.read(answer.mapping("standing")).term != term:
+                self._leader = self._behind = None
         except CloisterError:
             self._leader = self._behind = None
             raise
@@ -276,7 +315,7 @@ class Replica:
             middle = (low + high + 1) // 2
             answer = self._ask(peer, at_fields(LINK, middle))
             link = answer.blob("link", limit=32)
-            answer.done()
+            answer.leave_newer()
             low, high = (middle, high) if self._ledger.holds(middle, link) else (low, middle - 1)
         if low in (own, standing.size):
             return  # it caught up meanwhile; or it lacks what we have, which may yet be confirmed
@@ -304,7 +343,7 @@ class Replica:
             try:
                 answer = self._ask(peer, {"kind": HELLO})
                 standing = Standing.read(answer.mapping("standing"))
-                answer.done()
+                answer.leave_newer()
                 self._learn(standing.head)
             except CloisterError as error:
                 self._note(error)
@@ -376,7 +415,9 @@ class Replica:
 
     def _able(self) -> bool:
         """Whether it may lead, as far as it knows: nothing says that its history is not the one."""
-        if self._beaten or self._clock.monotonic() < self._rests_until or not self._ledger.position()[0]:
+        if self._beaten or self._outgrown or not self._accepted():
+            return False
+        if self._clock.monotonic() < self._rests_until or not self._ledger.position()[0]:
             return False
         head = self._anchor.seen()
         return head is None or self._continues(head)

@@ -7,12 +7,14 @@ Secrets are not here: the state knows only beside which entry each arrived, its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from cloister.access.records import ConsentRecord, Facts, GrantRecord, Identity, Model, ServiceKey
 from cloister.base.ids import ModelId
 from cloister.keyservice.state.tables import Index, Journal, Numbers, Table
-from cloister.log.entry import Genesis
+from cloister.log.entry import BundleRecord, Genesis
 
+EVERYBODY: Final = b""  # in ``events``: entries about the KeyService itself, which concern whoever rests on it
 ServiceKeyName = tuple[ModelId, bytes | None, bytes]
 
 
@@ -36,6 +38,7 @@ class State:
         self.size = 0
         self.time = 0
         self.genesis: Genesis | None = None
+        self.bundle: BundleRecord | None = None
         self.identities: Table[bytes, Identity] = Table(self.journal)
         self.policies: Table[bytes, bytes] = Table(self.journal)
         self.policies_of: Index[bytes, bytes] = Index(self.journal)

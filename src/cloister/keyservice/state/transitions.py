@@ -21,9 +21,9 @@ from cloister.base.ids import ModelId
 from cloister.base.limits import REQUEST_FRESHNESS_S
 from cloister.crypto.digest import Context, digest
 from cloister.keyservice.state.rules import authenticate
-from cloister.keyservice.state.state import SecretPlace, State
+from cloister.keyservice.state.state import EVERYBODY, SecretPlace, State
 from cloister.log import entry as log
-from cloister.log.entry import Entry, Genesis, ReleaseRecord, ServiceKeyEpoch
+from cloister.log.entry import BundleRecord, Entry, Genesis, HandOverRecord, ReleaseRecord, ServiceKeyEpoch
 from cloister.wire.statements import (
     REQUEST_KEY,
     Consent,
@@ -53,10 +53,10 @@ def apply(state: State, entry: Entry) -> None:
     index = state.size
     if (entry.kind == log.GENESIS) != (index == 0) or entry.time < state.time:
         raise Tampered("log-order", f"log entry {index} cannot stand where it stands")
-    size, time, genesis = state.size, state.time, state.genesis
+    size, time, genesis, bundle = state.size, state.time, state.genesis, state.bundle
 
     def undo() -> None:
-        state.size, state.time, state.genesis = size, time, genesis
+        state.size, state.time, state.genesis, state.bundle = size, time, genesis, bundle
 
     state.journal.note(undo)
     match entry.kind:
@@ -67,6 +67,14 @@ def apply(state: State, entry: Entry) -> None:
         case log.RELEASE:
             record = ReleaseRecord.decode(entry.body)
             _about(state, index, record.user, record.model.owner)
+        case log.BUNDLE:
+            named = BundleRecord.decode(entry.body)
+            if state.bundle is None or named.version > state.bundle.version:
+                state.bundle = named
+            _about(state, index, EVERYBODY)
+        case log.HAND_OVER:
+            HandOverRecord.decode(entry.body)
+            _about(state, index, EVERYBODY)
         case _:
             _service_key(state, index, ServiceKeyEpoch.decode(entry.body))
     state.size, state.time = index + 1, entry.time
