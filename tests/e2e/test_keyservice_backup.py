@@ -186,7 +186,9 @@ def test_a_backup_after_which_nothing_was_said_brings_it_back(cloud: Cloud) -> N
     cloud.wipe()
     status, done, _ = cloud.restore("last", *cloud.asked())
     assert (status, done["opened"], done["behind"]) == (0, True, 0), done
-    assert set(done["witnesses"].values()) == {str(made["entries"])}
+    told = sorted(map(int, done["witnesses"].values()))  # two of three signed; the third may have been slower
+    assert told[1:] == [made["entries"]] * 2
+    assert told[0] <= made["entries"]
     cloud.ks.start()
     assert cloud.sequences() == {person.id: last[person.id] for person in cloud.people}
     caller, person = cloud.caller(), cloud.people[0]
@@ -194,7 +196,7 @@ def test_a_backup_after_which_nothing_was_said_brings_it_back(cloud: Cloud) -> N
     cloud.say(caller, person, person.statement(DefinePolicy(simulation_policy(b"m" * 48).encode())))
     status, found, _ = cloud.command("status", "--state", str(cloud.ks.state))
     assert (status, found["releases"], found["entries"]) == (0, True, made["entries"] + 1), found
-    assert {item["outcome"] for item in found["confirmed"]["witnesses"]} == {"confirmed"}
+    assert [item["outcome"] for item in found["confirmed"]["witnesses"]].count("confirmed") >= 2
 
 
 def test_one_without_witnesses_is_backed_up_running_and_stopped_and_says_what_it_cannot_know(alone: Cloud) -> None:
