@@ -58,6 +58,18 @@ COMMIT_BATCH: Final = 256  # entries that share one transaction
 MAX_COMMIT_QUEUE: Final = 4_096  # proposals waiting; beyond it: busy
 MAX_LEAVES: Final = 1_024  # leaf hashes in one answer: 32 KiB
 
+# --- blocks and snapshots (clause 13.23) ---
+BLOCK_ENTRIES: Final = 1_024  # entries a block: a record of 100 KB, which is read for one proof or one page of events
+MAX_BLOCK: Final = MIB  # its record: 96 KiB of hashes, and whom each entry concerns: at most 6 parties of 34 bytes
+BLOCKS_KEPT: Final = 32  # opened blocks in memory: 4 MB
+SNAPSHOT_LEAST: Final = 1_024  # entries that are worth one at a shutdown: a shorter log is read in 0.1 s
+SNAPSHOT_ENTRIES: Final = 16_384  # after so many another one is written: they are read in a second
+SNAPSHOT_SHARE: Final = 16  # or after this part of its own rows, so that a large state is not written all the time
+SNAPSHOT_PART: Final = 256 * KIB  # one record of it: the writer waits for one at a time
+MAX_SNAPSHOT_PARTS: Final = 1 << 20
+SCRUB_ENTRIES: Final = 16  # that are read at a time: callers wait for them
+SCRUB_PAUSE: Final = 9.0  # times as long as it took: a tenth of one processor
+
 # --- witnesses (clauses 13.7 to 13.12) ---
 MAX_AUDITORS: Final = 16  # identities to which a measured configuration opens the whole log
 MAX_WITNESSES: Final = 16  # what every head carries with it: 110 bytes each

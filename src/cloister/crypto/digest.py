@@ -67,6 +67,7 @@ class Context(StrEnum):
     LOG_KEY_CERTIFICATE = "cloister/v1/log-key-certificate"
     STORE_KEY = "cloister/v1/store-key"
     STORE_RECORD = "cloister/v1/store-record"
+    STATE_ENCODING = "cloister/v1/keyservice-state-encoding"
     SEALED_STATE = "cloister/v1/sealed-state"
     SIMULATED_EVIDENCE = "cloister/v1/insecure-simulation-evidence"
     TEE_SEALING = "cloister/v1/tee-sealing"

@@ -20,7 +20,7 @@ from cloister.attest.configuration import decode_configuration
 from cloister.attest.types import Attester, CollateralSource, Sealer, TeeType
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput, Refused, Unavailable
-from cloister.base.limits import KIB, MAX_BUNDLE
+from cloister.base.limits import BLOCK_ENTRIES, KIB, MAX_BUNDLE
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.anchors.majority import MajorityAnchor
@@ -30,6 +30,7 @@ from cloister.keyservice.anchors.witnesses import WitnessAnchor
 from cloister.keyservice.bundles import Bundles
 from cloister.keyservice.control import CONTROL_FILE, make_control
 from cloister.keyservice.epochs import Epochs
+from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.limiting.limiter import Limiter
 from cloister.keyservice.limiting.rates import Rates
@@ -46,7 +47,7 @@ from cloister.keyservice.standing import Standing
 from cloister.keyservice.storage.port import Rows
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
-from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_replica
+from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_keeper, observe_replica
 from cloister.log.entry import Genesis
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Assembled:
     telemetry: Telemetry
     root: Root
     anchor: Anchor
+    keeper: Keeper
     replica: Replica | None = None
 
 
@@ -207,6 +209,7 @@ def assemble(
     identity: bytes = b"",
     peers: Sequence[Peer] = (),
     rates: Rates | None = None,
+    block_entries: int = BLOCK_ENTRIES,
 ) -> Assembled:
     """Everything but the transport.
 
@@ -214,6 +217,7 @@ def assemble(
     :param witnesses: how to reach those of the settings.
     :param bundle: the operator's trust bundle file; replicas need one. ``bundle_digest``: where there is none.
     :param identity: what this replica is counted by; :param peers: the others, and perhaps itself.
+    :param block_entries: entries of a block of the store (13.23.2).
     :raises InvalidInput: ``witness-addresses``, ``bundle-missing``.
     :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
     """
@@ -228,7 +232,9 @@ def assemble(
                 hint="Say --peer URL for each other replica; `replicas` in the configuration says how many there are.",
             )
         anchor = make_anchor(settings, root, witnesses, clock, events)
-        ledger = Ledger(SealedStore(rows, root.store_key, root.id, root.entry_keys), clock, anchor)
+        store = SealedStore(rows, root.store_key, root.id, root.entry_keys, block_entries=block_entries)
+        ledger = Ledger(store, clock, anchor, tee.measurement)
+        ledger.watch(lambda error: events.event("store-tampered", level="error", code=error.code))
         if not settings.replicas or ledger.head().size:  # a replica that joined has nothing yet
             ledger.require_genesis(root.id)
         bundles = make_bundles(settings, ledger, bundle, events)
@@ -292,10 +298,12 @@ def assemble(
         donor=donor,
         acceptance=acceptance,
     )
+    keeper = Keeper(ledger, clock, events)
+    observe_keeper(registry, keeper)
     observe_anchor(registry, anchor)
     if replica is not None and isinstance(anchor, MajorityAnchor):
         observe_replica(registry, replica, anchor)
-    return Assembled(service, ledger, releases, telemetry, root, anchor, replica)
+    return Assembled(service, ledger, releases, telemetry, root, anchor, keeper, replica)
 
 
 def make_anchor(
@@ -434,6 +442,8 @@ async def serve(
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
+    :raises Tampered: the store does not hold what was written to it: the scrub, or what somebody asked, showed it.
+
     :param ready: called with the address once calls are answered.
     :param tls: to speak TLS; calls are sealed with and without it.
     :param witnesses: addresses of those in the settings; :param peers: of the other replicas.
@@ -457,7 +467,9 @@ async def serve(
         rates=rates,
     )
     replica = assembled.replica
-    server = KeyServiceServer(assembled.service, assembled.telemetry, log=events, replica=replica)
+    server = KeyServiceServer(
+        assembled.service, assembled.telemetry, log=events, keeper=assembled.keeper, replica=replica
+    )
     control = make_control(
         state,
         Standing(assembled, rows, settings, tee, clock, lambda: server.address, tuple(witnesses)),
@@ -466,6 +478,7 @@ async def serve(
     )
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    assembled.ledger.watch(lambda _error: _from_thread(loop, stopping))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     try:
@@ -490,6 +503,13 @@ async def serve(
         cut = await server.stop(DRAIN_S)
         client.close()
         events.event("stopped", count=cut)
+    if assembled.ledger.condemned is not None:
+        raise assembled.ledger.condemned
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
+        loop.call_soon_threadsafe(event.set)
 
 
 def _write_address(path: Path, address: str) -> None:

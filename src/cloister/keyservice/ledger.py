@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import secrets
 import threading
+from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, final
 
@@ -35,14 +37,16 @@ from cloister.keyservice.proposals import (
     Propose,
     Written,
     fail,
-    newer,
     no_leader,
     tentative,
 )
+from cloister.keyservice.snapshots import check_entry, replay
+from cloister.keyservice.soundness import Soundness
+from cloister.keyservice.state.encoding import version
+from cloister.keyservice.state.events import PLACES, Concerned
 from cloister.keyservice.state.state import State
 from cloister.keyservice.state.transitions import apply
 from cloister.keyservice.storage.port import Copied, KeyStore, NewEntry, SealedEntry
-from cloister.keyservice.vault import Vault
 from cloister.log.entry import GENESIS, SALT_LENGTH, STATEMENT, Entry, Genesis, entry_leaf
 from cloister.log.merkle import MerkleTree
 from cloister.wire.calls import LogHead
@@ -50,15 +54,31 @@ from cloister.wire.calls import LogHead
 _SWEEP_S: Final = 10.0  # how often dead secrets are looked for
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a ledger is made of, while nothing changes.
+
+    :param generation: another one after everything was read anew.
+    """
+
+    store: KeyStore
+    state: State
+    tree: MerkleTree
+    generation: int
+
+
 @final
 class Ledger:
     """State, log and vault over a store; thread-safe.
 
     :param anchor: confirms heads (clause 13.10); by default nothing does.
+    :param code: measurement of what runs: a snapshot that other code wrote is not gone on from (13.23.4).
     :ivar trouble: code of what the store said to the last attempt to write; empty when it was written.
+    :ivar begun: entries in the snapshot that was gone on from, which were not read then; ``rows``: that it had.
+    :ivar ignored: why a snapshot was not gone on from: a code, or empty.
     """
 
-    def __init__(self, store: KeyStore, clock: Clock, anchor: Anchor | None = None) -> None:
+    def __init__(self, store: KeyStore, clock: Clock, anchor: Anchor | None = None, code: bytes = b"") -> None:
         """Replay what the store holds.
 
         :raises Tampered: the store's codes; ``log-order``; ``secret-missing``, ``secret-other`` when a secret that the
@@ -68,32 +88,26 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._anchor: Anchor = anchor or Unanchored()
-        self._lock = threading.Lock()
+        self._sound = Soundness(self._store.snapshots.discard)  # then the next start reads every entry, and says more
+        self._lock = self._sound.lock
         self._time_lock = threading.Lock()
         self._grown = threading.Condition()
         self._queue: deque[Job] = deque()
         self._closed = False
         self._following = False
         self._stale = False
+        self._generation = 0
+        self.version = version(code)
         self.trouble = ""
         self._latest = self._swept = clock.now()
         self._load()
         self._anchor.start(self)
 
     def _load(self) -> None:
-        state, tree, vault = State(), MerkleTree(), Vault()
-        for data in self._store.load():
-            try:
-                apply(state, Entry.decode(data))
-            except CloisterError as error:
-                if error.code == "entry-unknown":
-                    raise newer(state.size) from error
-                raise Tampered("log-order", f"log entry {state.size} cannot be replayed: {error}") from error
-            tree.append(entry_leaf(data))
-            state.journal.keep()
-        vault.fill(self._store.secrets(), state)
-        state.journal.keep()
-        self._state, self._tree, self._vault = state, tree, vault
+        found = replay(self._store, self.version)
+        self._state, self._tree, self._vault = found.state, found.tree, found.vault
+        self.begun, self.rows, self.ignored = found.begun, found.rows, found.ignored
+        self._generation += 1
         self._stale = False
 
     @staticmethod
@@ -123,9 +137,18 @@ class Ledger:
         return genesis
 
     @property
+    def condemned(self) -> Tampered | None:
+        """What was found in the store that is not what was written there: then nothing is answered any more."""
+        return self._sound.condemned
+
+    def watch(self, watcher: Callable[[Tampered], None]) -> None:
+        """As :meth:`Soundness.watch`."""
+        self._sound.watch(watcher)
+
+    @property
     def open(self) -> bool:
         """Whether it takes proposals."""
-        return not self._closed
+        return not self._closed and self.condemned is None
 
     def now(self) -> float:
         """The KeyService's time: never behind the newest durable entry, its witnesses (13.11), nor itself."""
@@ -137,11 +160,23 @@ class Ledger:
     def read(self) -> Iterator[tuple[State, float]]:
         """The durable state, and the KeyService's time; nothing changes meanwhile, so be short."""
         with self._lock:
+            self._sound.require()
             yield self._state, self.now()
+
+    @contextmanager
+    def hold(self) -> Iterator[Held]:
+        """Everything, between writes; be short.
+
+        :raises Unavailable: ``keyservice-closing``. :raises Tampered: :attr:`condemned`.
+        """
+        with self._sound.reading():
+            if self._closed or self._stale:
+                raise Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0)
+            yield Held(self._store, self._state, self._tree, self._generation)
 
     def head(self) -> LogHead:
         """Size and root of the durable log, and the time."""
-        with self._lock:
+        with self._sound.reading():
             return self._head()
 
     def shown_head(self) -> LogHead:
@@ -159,13 +194,13 @@ class Ledger:
 
         :raises InvalidInput: ``log-size``, ``log-index``.
         """
-        with self._lock:
+        with self._sound.reading():
             end = min(self._tree.size, first + count)
             return b"".join(self._tree.leaf(index) for index in range(first, end))
 
     def consistency(self, first: int, second: int) -> tuple[bytes, ...]:
         """:raises InvalidInput: ``log-size``."""
-        with self._lock:
+        with self._sound.reading():
             return self._tree.consistency(first, second)
 
     def entries(self, indices: list[int]) -> list[tuple[int, bytes, tuple[bytes, ...]]]:
@@ -179,14 +214,14 @@ class Ledger:
     def entries_with_head(self, indices: list[int]) -> tuple[list[tuple[int, bytes, tuple[bytes, ...]]], LogHead]:
         """As :meth:`entries`, with the head to which the proofs lead: a confirmed one, if all entries are in it."""
         found = []
-        with self._lock:
+        with self._sound.reading():
             confirmed = self._anchor.confirmed()
             covered = confirmed is not None and all(index < confirmed.size for index in indices)
             if not covered and self._anchor.tentative:
                 raise tentative()
             head = confirmed if confirmed and covered else self._head()
             for index in indices:
-                data = self._checked(index)
+                data = check_entry(self._store, self._tree, index)
                 found.append((index, data, self._tree.inclusion(index, head.size)))
         return found, head
 
@@ -194,18 +229,21 @@ class Ledger:
         """Entries from ``first``, at most ``count`` and fewer at the end, each checked against its leaf; raises as
         :meth:`entries`. What is not confirmed yet, and may be replaced, is left out.
         """
-        with self._lock:
+        with self._sound.reading():
             confirmed = self._anchor.confirmed()
             end = self._tree.size if not self._anchor.tentative else confirmed.size if confirmed else 0
         for index in range(first, min(end, first + count)):
-            with self._lock:
-                yield self._checked(index)
+            with self._sound.reading():
+                data = check_entry(self._store, self._tree, index)
+            yield data
 
-    def _checked(self, index: int) -> bytes:
-        data = self._store.read(index)
-        if not same(entry_leaf(data), self._tree.leaf(index)):
-            raise Tampered("store-record", f"log entry {index} in the store is not the one in the log")
-        return data
+    def concerning(self, party: bytes, least: int, limit: int) -> list[int]:
+        """At most ``limit`` indices, from ``least`` on, of entries about this party; raises as :meth:`entries`."""
+        with self._sound.reading():
+            return self._state.events.after(party, least, limit, self._concerned)
+
+    def _concerned(self, block: int) -> Concerned:
+        return {party: array(PLACES, packed) for party, packed in self._store.block(block).concerned.items()}
 
     def commit(self, propose: Propose) -> Committed | None:
         """:meth:`write` and :meth:`confirm`: what is returned may be told to others."""
@@ -223,14 +261,14 @@ class Ledger:
         except Unavailable as error:
             error.details["written"] = "yes"
             raise
-        with self._lock:
+        with self._sound.reading():
             head = head or self._head()
             self._require_same(written, head)
             return Committed(written.index, written.entry, head, self._tree.inclusion(written.index, head.size))
 
     def has(self, written: Written) -> bool:
         """Whether the entry is still there: a replica may have taken over another history since it was written."""
-        with self._lock:
+        with self._sound.reading():
             return self._has(written)
 
     def _has(self, written: Written) -> bool:
@@ -245,9 +283,9 @@ class Ledger:
 
     def find_statement(self, issuer: bytes, statement: bytes) -> Written | None:
         """The entry that holds this very statement, among the newest about its issuer."""
-        with self._lock:
-            for index in reversed(self._state.events.newest(issuer, REPEATED_STATEMENTS)):
-                entry = Entry.decode(self._store.read(index))
+        with self._sound.reading():
+            for index in reversed(self._state.events.newest(issuer, REPEATED_STATEMENTS, self._concerned)):
+                entry = Entry.decode(check_entry(self._store, self._tree, index))
                 if entry.kind == STATEMENT and same(entry.body, statement):
                     return Written(index, entry)
         return None
@@ -283,6 +321,13 @@ class Ledger:
                 self._store.append([], dead)
                 self._bury(dead)
             return len(dead)
+
+    @property
+    def lasting(self) -> int:
+        """How many entries no replica will replace any more, as far as this one knows: those of a confirmed head."""
+        found = self._anchor.lasting()
+        with self._lock:
+            return self._tree.size if found is None else min(found, self._tree.size)
 
     def close(self) -> None:
         """Refuse what comes, after what is under way; close the store."""
@@ -323,12 +368,12 @@ class Ledger:
 
     def holds(self, size: int, link: bytes) -> bool:
         """Whether the first ``size`` entries here are those that hash to ``link``."""
-        with self._lock:
+        with self._sound.reading():
             return size <= self._tree.size and same(self._store.link(size), link)
 
     def link(self, size: int) -> bytes:
         """What the first ``size`` entries hash to; empty when there are fewer."""
-        with self._lock:
+        with self._sound.reading():
             return self._store.link(size) if size <= self._tree.size else b""
 
     def sealed(self, first: int) -> list[SealedEntry]:
@@ -336,7 +381,7 @@ class Ledger:
         found: list[SealedEntry] = []
         room = REPLICA_ROWS_BYTES
         while len(found) < REPLICA_ROWS:
-            with self._lock:
+            with self._sound.reading():
                 part = self._store.sealed(first + len(found), 1)
             room -= sum(len(entry.record) + len(entry.secret) for entry in part)
             if not part or (found and room < 0):
@@ -351,7 +396,7 @@ class Ledger:
         :raises Unavailable: ``backup-overtaken``: another history replaced some of them; ``store-unavailable``;
             ``keyservice-closing``. :raises Tampered: the store's codes.
         """
-        with self._lock:
+        with self._sound.reading():
             if self._closed:
                 raise Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0)
             size = self._tree.size
@@ -409,6 +454,7 @@ class Ledger:
             self._load()
 
     def _require_following(self) -> None:
+        self._sound.require()
         if self._closed:
             raise Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0)
         if not self._following:
@@ -422,17 +468,17 @@ class Ledger:
 
         :raises InvalidInput: ``log-size``.
         """
-        with self._lock:
+        with self._sound.reading():
             return LogHead(size, self._tree.root(size), int(self.now()))
 
     def leaf(self, index: int) -> bytes:
         """:raises InvalidInput: ``log-index``."""
-        with self._lock:
+        with self._sound.reading():
             return self._tree.leaf(index)
 
     def inclusion(self, index: int, size: int) -> tuple[bytes, ...]:
         """:raises InvalidInput: ``log-index``, ``log-size``."""
-        with self._lock:
+        with self._sound.reading():
             return self._tree.inclusion(index, size)
 
     def proof(self) -> bytes:
@@ -460,6 +506,8 @@ class Ledger:
             jobs.append(self._queue.popleft())
         if self._closed:
             return fail(jobs, Unavailable("keyservice-closing", "the KeyService is shutting down", retry_after=5.0))
+        if self.condemned is not None:
+            return fail(jobs, self.condemned)
         if self._following:
             return fail(jobs, no_leader())
         now, size = self.now(), self._tree.size

@@ -156,8 +156,7 @@ class Queries:
     def _events(self, me: bytes, about: Fields) -> Result:
         after = about.integer("after") if about.has("after") else 0
         about.done()
-        with self._ledger.read() as (state, _):
-            indices = state.events.after(me, after, QUERY_PAGE + 1)
+        indices = self._ledger.concerning(me, after, QUERY_PAGE + 1)
         following = indices[QUERY_PAGE] if len(indices) > QUERY_PAGE else -1
         items: list[Result] = []
         size = 0

@@ -17,6 +17,7 @@ from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import CONTENT_TYPE
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import KIB, MAX_CALL, MAX_REPLICA_REQUEST, MAX_REPLICAS
+from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.replication.handover import (
     CHALLENGE_PATH,
     DESCRIPTION_PATH,
@@ -66,10 +67,12 @@ class KeyServiceServer:
         telemetry: Telemetry,
         *,
         log: EventLog,
+        keeper: Keeper | None = None,
         replica: Replica | None = None,
         limits: ServerLimits = LIMITS,
     ) -> None:
         self._service = service
+        self._keeper = keeper
         self._replica = replica
         self._forwarder: Forwarder | None = None if replica is None else Forwarder(replica)
         self._telemetry = telemetry
@@ -111,6 +114,8 @@ class KeyServiceServer:
         """
         await self._server.start(host, port, tls=tls)
         self._upkeep = asyncio.create_task(self._keep_up())
+        if self._keeper is not None:
+            self._keeper.start()
 
     async def stop(self, timeout: float) -> int:  # noqa: ASYNC109  # after it the rest is cut
         """Take nothing new, finish what is under way, close the store; returns how many connections were cut."""
@@ -126,6 +131,8 @@ class KeyServiceServer:
             await self._exchanges.close()
         if self._forwarder is not None:
             await self._forwarder.close()
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.stop)
         self._service.close()
         return cut
 

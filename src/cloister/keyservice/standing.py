@@ -60,16 +60,22 @@ class Standing:
             "head": None if shown is None else {"size": shown.size, "root": shown.root.hex()},
             "rollback_protection": self.settings.rollback_protection,
             "releases": self._releases(),
-            "trouble": ledger.trouble,
+            "trouble": ledger.trouble if ledger.condemned is None else ledger.condemned.code,
             **self._replica(),
             **self._confirmed(),
             "store": self.rows.facts().fields(),
+            "snapshot": self._snapshot(),
             "sessions": len(self.assembled.releases.sessions),
         }
 
     def _releases(self) -> bool:
         """Whether keys are released: heads are being confirmed, where anything confirms them."""
         return self.settings.rollback_protection == NO_ROLLBACK_PROTECTION or self.assembled.anchor.state().open
+
+    def _snapshot(self) -> dict[str, object]:
+        """What the next start reads, and how far the scrub of what this one did not read is (13.23)."""
+        keeper = self.assembled.keeper
+        return {"entries": keeper.saved, "scrubbed": keeper.scrubbed, "unscrubbed": keeper.unscrubbed}
 
     def _replica(self) -> dict[str, object]:
         replica = self.assembled.replica

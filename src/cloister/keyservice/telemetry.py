@@ -17,6 +17,7 @@ from cloister.base.errors import CloisterError, Unavailable
 from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.anchors.port import Anchor
 from cloister.keyservice.backup.writing import BackupHistory
+from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.replication.replica import LEADER, Replica
 
 
@@ -88,6 +89,18 @@ def observe_anchor(registry: Registry, anchor: Anchor) -> None:
         "Witnesses that co-signed when they were asked last.",
         ask=lambda: sum(word == "confirmed" for word in anchor.state().outcomes.values()),
     )
+
+
+def observe_keeper(registry: Registry, keeper: Keeper) -> None:
+    """What a start would read, and what of the store was read since this one."""
+    name = "cloister_keyservice"
+    registry.gauge(f"{name}_snapshot_entries", "Entries in the newest snapshot.", ask=lambda: keeper.saved)
+    registry.gauge(
+        f"{name}_scrubbed_entries",
+        "Entries before the start's snapshot that were read since.",
+        ask=lambda: keeper.scrubbed,
+    )
+    registry.gauge(f"{name}_unscrubbed_entries", "Those that are still to be read.", ask=lambda: keeper.unscrubbed)
 
 
 def observe_replica(registry: Registry, replica: Replica, anchor: MajorityAnchor) -> None:

@@ -1,13 +1,14 @@
 """Merkle tree hashing of RFC 9162, section 2.1 (spec/protocol.md, section 13): append, root, proofs and their checks.
 
 The tree keeps every complete subtree's hash (64 bytes a leaf), so that a proof for any size up to the present one
-costs O(log n) and none of it needs the entries themselves.
+costs O(log n) and none of it needs the entries themselves. A long one may give up the hashes inside of complete
+subtrees of one size, its pages, and have each fetched when a proof needs it: then 64 bytes a page are left.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, final
 
 from cloister.base.errors import InvalidInput, Tampered
@@ -30,17 +31,53 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 @final
 class MerkleTree:
-    """An append-only tree over leaf hashes; every earlier size stays provable."""
+    """An append-only tree over leaf hashes; every earlier size stays provable.
 
-    def __init__(self, leaves: Iterable[bytes] = ()) -> None:
+    :param page: leaves of one page, a power of two; 0: no page is ever given up.
+    :param fetch: a page that was given up, as :meth:`page` gave it; what it raises, every method may raise.
+    """
+
+    def __init__(
+        self, leaves: Iterable[bytes] = (), *, page: int = 0, fetch: Callable[[int], bytes] | None = None
+    ) -> None:
+        if page & (page - 1) or (page and fetch is None):
+            msg = "a page is a power of two of leaves, and is fetched from somewhere"
+            raise AssertionError(msg)
         self._levels: list[bytearray] = [bytearray()]
+        self._page = page
+        self._height = page.bit_length() - 1 if page else 64
+        self._fetch = fetch
+        self._gone = 0
         for leaf in leaves:
             self.append(leaf)
+
+    @staticmethod
+    def restored(page: int, fetch: Callable[[int], bytes], tops: bytes, leaves: bytes) -> MerkleTree:
+        """A tree whose complete pages were given up.
+
+        :param tops: the root of each page, one after the other; ``leaves``: the leaf hashes after them.
+        """
+        tree = MerkleTree(page=page, fetch=fetch)
+        tree._gone = len(tops) // HASH_LENGTH
+        tree._levels = [bytearray() for _ in range(tree._height)]
+        nodes = bytearray(tops)
+        while True:
+            tree._levels.append(nodes)
+            pairs = len(nodes) // HASH_LENGTH // 2
+            if not pairs:
+                break
+            nodes = bytearray().join(
+                node_hash(bytes(nodes[at : at + HASH_LENGTH]), bytes(nodes[at + HASH_LENGTH : at + 2 * HASH_LENGTH]))
+                for at in range(0, pairs * 2 * HASH_LENGTH, 2 * HASH_LENGTH)
+            )
+        for at in range(0, len(leaves), HASH_LENGTH):
+            tree.append(leaves[at : at + HASH_LENGTH])
+        return tree
 
     @property
     def size(self) -> int:
         """How many leaves there are."""
-        return len(self._levels[0]) // HASH_LENGTH
+        return self._gone * self._page + len(self._levels[0]) // HASH_LENGTH
 
     def append(self, leaf: bytes) -> int:
         """Add one leaf hash; returns its index.
@@ -53,7 +90,8 @@ class MerkleTree:
         level, node, position = 0, leaf, index
         self._levels[0] += node
         while position & 1:
-            node = node_hash(self._node(level, position - 1), node)
+            # within a page, and so are the pages' roots: what lies before it on its level is never given up
+            node = node_hash(bytes(self._levels[level][-2 * HASH_LENGTH : -HASH_LENGTH]), node)
             level, position = level + 1, position >> 1
             if level == len(self._levels):
                 self._levels.append(bytearray())
@@ -61,10 +99,45 @@ class MerkleTree:
         return index
 
     def truncate(self, size: int) -> None:
-        """Forget the leaves from ``size`` on: only for leaves that were never written durably."""
+        """Forget the leaves from ``size`` on: only for leaves never written durably, and of no page given up."""
         self._check_size(size)
+        if size < self._gone * self._page:
+            msg = f"a tree of {size} leaves ends within a page that was given up"
+            raise AssertionError(msg)
         for level, nodes in enumerate(self._levels):
-            del nodes[(size >> level) * HASH_LENGTH :]
+            del nodes[((size >> level) - self._given_up(level)) * HASH_LENGTH :]
+
+    @property
+    def given_up(self) -> int:
+        """How many pages were."""
+        return self._gone
+
+    def page(self, number: int) -> bytes:
+        """The hashes inside one complete page: leaves, then level by level, without its root."""
+        if number < self._gone or (number + 1) * self._page > self.size:
+            msg = f"page {number} is not here"
+            raise AssertionError(msg)
+        parts = []
+        for level in range(self._height):
+            first = (number << (self._height - level)) - self._given_up(level)
+            parts.append(self._levels[level][first * HASH_LENGTH : (first + (self._page >> level)) * HASH_LENGTH])
+        return b"".join(parts)
+
+    def give_up(self, pages: int) -> None:
+        """Keep of the first ``pages`` pages the roots only: from now on they are fetched."""
+        for level in range(min(self._height, len(self._levels))):
+            count = (pages << (self._height - level)) - self._given_up(level)
+            del self._levels[level][: count * HASH_LENGTH]
+        self._gone = pages
+
+    def tops(self, pages: int) -> bytes:
+        """The roots of the first ``pages`` pages, one after the other."""
+        level = self._levels[self._height] if pages else b""
+        return bytes(level[: pages * HASH_LENGTH])
+
+    def top(self, page: int) -> bytes:
+        """The root of one page."""
+        return self._node(self._height, page)
 
     def leaf(self, index: int) -> bytes:
         """One leaf hash.
@@ -126,7 +199,15 @@ class MerkleTree:
         return tuple(reversed(path))
 
     def _node(self, level: int, position: int) -> bytes:
-        return bytes(self._levels[level][position * HASH_LENGTH : (position + 1) * HASH_LENGTH])
+        gone = self._given_up(level)
+        if position < gone and self._fetch is not None:
+            within = self._height - level
+            return page_node(self._fetch(position >> within), self._page, level, position & ((1 << within) - 1))
+        return bytes(self._levels[level][(position - gone) * HASH_LENGTH : (position - gone + 1) * HASH_LENGTH])
+
+    def _given_up(self, level: int) -> int:
+        """How many nodes of this level are in pages that were given up."""
+        return self._gone << (self._height - level) if level < self._height and self._gone else 0
 
     def _subtree(self, start: int, end: int) -> bytes:
         """Root over leaves start..end, where start is a multiple of the next power of two."""
@@ -145,6 +226,17 @@ class MerkleTree:
     def _check_index(index: int, size: int) -> None:
         if not 0 <= index < size:
             raise InvalidInput("log-index", f"there is no entry {index} in a log of {size}")
+
+
+def page_length(page: int) -> int:
+    """How many bytes the hashes inside a page of so many leaves have."""
+    return (2 * page - 2) * HASH_LENGTH
+
+
+def page_node(nodes: bytes, page: int, level: int, position: int) -> bytes:
+    """One node of a page, as :meth:`MerkleTree.page` gives it."""
+    at = (2 * page - (2 * page >> level) + position) * HASH_LENGTH
+    return nodes[at : at + HASH_LENGTH]
 
 
 def _split(width: int) -> int:

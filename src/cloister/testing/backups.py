@@ -12,7 +12,7 @@ from cloister.keyservice.backup.format import Header
 from cloister.keyservice.backup.judging import Known
 from cloister.keyservice.backup.restoring import Inspected, copy_rows, inspect
 from cloister.keyservice.backup.writing import backup_pieces
-from cloister.keyservice.storage.sealed import CHAIN_START, chain_link
+from cloister.keyservice.storage.chain import CHAIN_START, chain_link
 from cloister.testing.embedded import EmbeddedKeyService
 from cloister.testing.rows import MemoryDisk, MemoryRows
 from cloister.wire import cbor

@@ -12,6 +12,7 @@ from cloister.attest.bundle import TrustBundle
 from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput
+from cloister.base.limits import BLOCK_ENTRIES
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
@@ -50,6 +51,7 @@ class EmbeddedKeyService:
     :param identity: and ``peers``: of one of several replicas; ``empty``: which joined, and has no entry yet.
     :param rates: how much it lets through.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
+    :param block_entries: of a block of its store; few, so that a short log has several.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class EmbeddedKeyService:
         empty: bool = False,
         peers: Sequence[Peer] = (),
         rates: Rates | None = None,
+        block_entries: int = BLOCK_ENTRIES,
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
@@ -90,6 +93,7 @@ class EmbeddedKeyService:
         self._identity = identity
         self._peers = tuple(peers)
         self._rates = rates
+        self._block_entries = block_entries
         self._collateral = collateral or NoCollateral()
         self._bundle_key = bundle_key
         self.bundle = self.tee.bundle(bundle_key) if bundle is None and bundle_key is not None else bundle
@@ -119,6 +123,7 @@ class EmbeddedKeyService:
             identity=self._identity,
             peers=self._peers,
             rates=self._rates,
+            block_entries=self._block_entries,
         )
 
     def _offered(self) -> bytes:

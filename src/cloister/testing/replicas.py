@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from cloister.base.errors import CloisterError, Unavailable
+from cloister.base.limits import BLOCK_ENTRIES
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.anchors.majority import MajorityAnchor
@@ -50,16 +51,19 @@ class LocalPeer:
 class Cluster:
     """``count`` replicas and three witnesses, of which two must sign. Replica 0 made the log.
 
-    :param patience_s: how long an entry waits for its confirmation.
+    :param patience_s: how long an entry waits for its confirmation. :param block_entries: of a block of their stores.
     :ivar live: the replicas that run, by number. :ivar disks: what they left on their disks.
     :ivar cut: pairs (from, to) between which nothing passes.
     :ivar tap: every exchange passes through it: (from, to, request, answer) to the answer.
     """
 
-    def __init__(self, folder: Path, *, count: int = 3, patience_s: float = 0.4) -> None:
+    def __init__(
+        self, folder: Path, *, count: int = 3, patience_s: float = 0.4, block_entries: int = BLOCK_ENTRIES
+    ) -> None:
         self.clock = FakeClock()
         self.count = count
         self.patience_s = patience_s
+        self.block_entries = block_entries
         self.bundle_key = SigningKey.generate()
         self.platform = SimulatedTee("runtime", clock=self.clock)
         self.log_key = root_of(SecretBytes(SEED)).log_key.public_key
@@ -78,6 +82,7 @@ class Cluster:
         if disk is not None:
             self.disks[number] = disk
         settings: dict[str, Any] = {"replicas": self.count, **witnessed(self.witnesses, 2)}
+        settings["block_entries"] = self.block_entries
         settings |= {"empty": number != 0 or disk is not None, **changes}
         ks = EmbeddedKeyService(
             clock=self.clock,

@@ -51,9 +51,10 @@ class MemoryRows:
             raise unavailable("cannot be used", "it was closed")
         return self._disk
 
-    def scan(self, table: str) -> Iterator[tuple[int, bytes]]:
+    def scan(self, table: str, first: int | None = None) -> Iterator[tuple[int, bytes]]:
         """All records by index."""
-        yield from sorted(self._open.tables[table].items())
+        rows = self._open.tables[table].items()
+        yield from sorted(row for row in rows if first is None or row[0] >= first)
 
     def get(self, table: str, index: int) -> bytes | None:
         """One record."""

@@ -12,7 +12,17 @@ import pytest
 
 from cloister.base.errors import InvalidInput, Tampered, Unavailable
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.storage.port import ENTRIES, HEAD, SECRETS, TABLES, NewEntry, Rows
+from cloister.keyservice.storage.port import (
+    BLOCKS,
+    ENTRIES,
+    HEAD,
+    SECRETS,
+    SNAPSHOTS,
+    TABLES,
+    NewEntry,
+    Rows,
+    Start,
+)
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.testing.rows import MemoryDisk, MemoryRows
@@ -275,6 +285,121 @@ def test_another_keyservices_store_does_not_open(disk: Disk, key: bytes, store_i
     with pytest.raises(Tampered) as caught:
         list(disk.open(SecretBytes(key), store_id).load())
     assert caught.value.code == "store-record"
+
+
+# --- blocks and snapshots ---
+
+
+def blocks(disk: Disk, count: int = 11) -> tuple[SealedStore, list[bytes]]:
+    """Eleven entries in blocks of four, two of which were written down; what all hash to."""
+    store = SealedStore(disk.rows(), KEY, ID, block_entries=4)
+    assert list(store.load()) == []
+    for number in range(count):
+        store.append([NewEntry(b"entry %d" % number, SecretBytes(bytes([number]) * 32))])
+    links = [store.link(size) for size in range(count + 1)]
+    for number in range(2):
+        store.give_up(number, b"nodes %d" % number, {b"party": b"%d" % number})
+    return store, links
+
+
+def lie_there(store: SealedStore, table: str) -> list[int]:
+    return [index for index, _ in store._rows.scan(table)]
+
+
+def test_what_was_given_up_is_fetched(disk: Disk) -> None:
+    store, links = blocks(disk)
+    assert [store.link(size) for size in range(12)] == links
+    assert [store.read(index) for index in range(11)] == [b"entry %d" % index for index in range(11)]
+    assert len(store.secrets()) == 11
+    assert (store.block(1).nodes, store.block(1).concerned) == (b"nodes 1", {b"party": b"1"})
+    assert len(store.sealed(0, 99)) == 11
+    for wrong in (0, 1, 2):  # written, written, not complete
+        with pytest.raises(AssertionError):
+            store.give_up(wrong, b"", {})
+
+
+@pytest.mark.parametrize("size", [8, 10, 11])
+def test_a_store_is_loaded_from_where_a_snapshot_ends(disk: Disk, size: int) -> None:
+    store, links = blocks(disk)
+    start = store.start(size)
+    disk.close()
+    store = SealedStore(disk.rows(), KEY, ID, block_entries=4)
+    assert list(store.load(start)) == [b"entry %d" % index for index in range(size, 11)]
+    assert [store.link(at) for at in range(12)] == links
+    assert len(store.secrets()) == 11
+    store.append([NewEntry(b"more")])
+    assert store.read(11) == b"more"
+
+
+def test_a_start_of_another_history_is_noticed(disk: Disk) -> None:
+    store, _ = blocks(disk)
+    good = store.start(10)
+    disk.close()
+    for start in (Start(good.ends[:32], good.links), Start(good.ends, bytes(64)), Start(bytes(64), good.links)):
+        store = SealedStore(disk.rows(), KEY, ID, block_entries=4)
+        with pytest.raises(Tampered):
+            read_all(store, start)
+        disk.close()
+
+
+def read_all(store: SealedStore, start: Start) -> None:
+    list(store.load(start))
+    store.secrets()
+
+
+@pytest.mark.parametrize("size", [3, 4, 8, 9])
+def test_a_cut_takes_blocks_and_snapshot_with_it(disk: Disk, size: int) -> None:
+    store, links = blocks(disk)
+    saved = store.snapshots.begin(b"v" * 32, 9, links[9], b"r" * 32)
+    store.snapshots.finish(store.snapshots.put_part(saved, b"part"))
+    store.cut(size, b"")
+    assert lie_there(store, BLOCKS) == list(range(size // 4))
+    assert (store.snapshots.saved() is None) == (size < 9)
+    assert [store.link(at) for at in range(size + 1)] == links[: size + 1]
+    store.append([NewEntry(b"other")])
+    disk.close()
+    store = SealedStore(disk.rows(), KEY, ID, block_entries=4)
+    assert list(store.load())[size:] == [b"other"]
+
+
+def test_a_snapshot_is_replaced_whole(disk: Disk) -> None:
+    store, links = blocks(disk)
+    snapshots = store.snapshots
+    assert snapshots.saved() is None
+    for number in range(3):
+        saved = snapshots.begin(b"v" * 32, 9 + number % 2, links[9 + number % 2], b"r" * 32)
+        before = snapshots.saved()
+        for part in range(3 - number):
+            saved = snapshots.put_part(saved, b"part %d %d" % (number, part))
+        assert snapshots.saved() == before
+        snapshots.finish(saved)
+        assert snapshots.saved() == saved
+        assert list(snapshots.parts(saved)) == [b"part %d %d" % (number, part) for part in range(3 - number)]
+        assert len(lie_there(store, SNAPSHOTS)) == 1 + 3 - number
+    snapshots.put_part(snapshots.put_part(snapshots.begin(b"v" * 32, 9, links[9], b"r" * 32), b"never"), b"finished")
+    assert len(lie_there(store, SNAPSHOTS)) == 2 + 2
+    saved = snapshots.begin(b"v" * 32, 9, links[9], b"r" * 32)
+    assert len(lie_there(store, SNAPSHOTS)) == 2
+    snapshots.finish(saved)
+    assert len(lie_there(store, SNAPSHOTS)) == 1
+    assert list(snapshots.parts(saved)) == []
+    snapshots.discard()
+    assert snapshots.saved() is None
+    assert lie_there(store, SNAPSHOTS) == []
+
+
+@pytest.mark.parametrize("fault", ["fail_before", "fail_after"])
+def test_a_failed_write_of_a_block_harms_no_entry(fault: str) -> None:
+    disk = MemoryDisk()
+    store = SealedStore(MemoryRows(disk), KEY, ID, block_entries=2)
+    assert list(store.load()) == []
+    store.append([NewEntry(b"one"), NewEntry(b"two")])
+    setattr(disk, fault, 0)
+    with pytest.raises(Unavailable):
+        store.give_up(0, b"nodes", {})
+    store.append([NewEntry(b"three")])
+    store.give_up(0, b"nodes", {})
+    assert [store.read(index) for index in range(3)] == [b"one", b"two", b"three"]
 
 
 # --- faults of each adapter ---

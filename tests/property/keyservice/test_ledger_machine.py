@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from cloister.base.errors import CloisterError, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
+from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.state.audit import audit
@@ -23,6 +25,8 @@ from cloister.keyservice.vault import Vault
 from cloister.log.entry import STATEMENT, Entry, Genesis
 from cloister.log.merkle import verify_consistency, verify_inclusion
 from cloister.testing.clock import FakeClock
+from cloister.testing.keyservice_state import canonical, without_snapshot
+from cloister.testing.logs import MemoryLog
 from cloister.testing.people import Person, simulation_policy
 from cloister.testing.rows import MemoryDisk, MemoryRows
 from cloister.wire.calls import keyservice_id
@@ -70,6 +74,7 @@ class KeyServiceMachine(RuleBasedStateMachine):
         self.delegates: set[tuple[bytes, bytes]] = set()
         self.secrets = 0
         self.head = self.ledger.head()
+        self.snapshots = 0
         for person in self.people:
             self.say(person.register(), (), person.id)
             self.sequence[person.id] = person.sequence
@@ -77,7 +82,7 @@ class KeyServiceMachine(RuleBasedStateMachine):
             self.sequence[person.id] = person.sequence
 
     def store(self) -> SealedStore:
-        return SealedStore(MemoryRows(self.disk), SecretBytes(b"k" * 32), KS)
+        return SealedStore(MemoryRows(self.disk), SecretBytes(b"k" * 32), KS, block_entries=4)
 
     def say(self, received: bytes, keys: tuple[SecretBytes, ...], issuer: bytes) -> None:
         with self.ledger.read() as (state, _):
@@ -229,11 +234,38 @@ class KeyServiceMachine(RuleBasedStateMachine):
         self.ledger.sweep()
 
     @rule()
+    def snapshot(self) -> None:
+        keeper = Keeper(self.ledger, self.clock, MemoryLog())
+        assert keeper.save()
+        assert keeper.saved == self.ledger.head().size
+        self.snapshots += 1
+
+    @rule(happened=st.booleans(), writes=st.integers(0, 6))
+    def a_snapshot_is_cut_short(self, happened: bool, writes: int) -> None:
+        setattr(self.disk, "fail_after" if happened else "fail_before", writes)
+        with contextlib.suppress(Unavailable):
+            Keeper(self.ledger, self.clock, MemoryLog()).save()
+        self.disk.fail_after = self.disk.fail_before = None
+
+    @rule()
     def restart(self) -> None:
         head = self.ledger.head()
         self.ledger.close()
         self.ledger = Ledger(self.store(), self.clock)
         assert (self.ledger.head().size, self.ledger.head().root) == (head.size, head.root)
+        assert not self.ledger.ignored
+        assert self.ledger.begun or not self.snapshots
+        self.state_from_the_snapshot_is_the_one_from_the_log()
+
+    def state_from_the_snapshot_is_the_one_from_the_log(self) -> None:
+        replayed = Ledger(
+            SealedStore(MemoryRows(without_snapshot(self.disk)), SecretBytes(b"k" * 32), KS, block_entries=4),
+            self.clock,
+        )
+        assert not replayed.begun
+        for ledger in (self.ledger, replayed):
+            ledger.sweep()  # which secrets are gone already is no part of the log
+        assert canonical(self.ledger) == canonical(replayed)
 
     @invariant()
     def state_is_what_was_acknowledged(self) -> None:

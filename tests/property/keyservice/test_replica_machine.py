@@ -46,7 +46,7 @@ class ReplicaMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.cluster = Cluster(Path(self.folder.name), patience_s=0.3)
+        self.cluster = Cluster(Path(self.folder.name), patience_s=0.3, block_entries=4)
         self.leaves: dict[int, bytes] = {}
         self.heads: list[LogHead] = []
         self.old: list[tuple[int, MemoryDisk]] = []
@@ -171,6 +171,14 @@ class ReplicaMachine(RuleBasedStateMachine):
     def start(self, number: int) -> None:
         if number not in self.cluster.live:
             self.cluster.start(number)
+
+    @rule(number=numbers)
+    def snapshot(self, number: int) -> None:
+        """Whoever leads or follows: of entries that may yet be replaced it does not become the newest."""
+        ks = self.cluster.live.get(number)
+        if ks is not None and ks.assembled.ledger.position()[0]:
+            keeper, lasting = ks.assembled.keeper, ks.assembled.ledger.lasting
+            assert keeper.save() == (ks.assembled.ledger.position()[0] <= lasting)
 
     @rule(number=numbers)
     def back_up(self, number: int) -> None:

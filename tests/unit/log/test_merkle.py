@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cloister.base.errors import InvalidInput, Tampered
-from cloister.log.merkle import EMPTY_ROOT, MerkleTree, leaf_hash, verify_consistency, verify_inclusion
+from cloister.log.merkle import (
+    EMPTY_ROOT,
+    MerkleTree,
+    leaf_hash,
+    page_length,
+    verify_consistency,
+    verify_inclusion,
+)
 
 # The eight leaves and nine roots used by the Certificate Transparency reference implementations.
 LEAVES = [
@@ -154,3 +161,45 @@ def test_the_empty_tree() -> None:
     verify_consistency(0, EMPTY_ROOT, 3, bytes.fromhex(ROOTS[3]), ())
     with pytest.raises(InvalidInput):
         MerkleTree([b"short"])
+
+
+@pytest.mark.parametrize("page", [2, 4, 8])
+def test_a_tree_whose_pages_are_elsewhere_proves_the_same(page: int) -> None:
+    whole, stored = MerkleTree(), dict[int, bytes]()
+    paged = MerkleTree(page=page, fetch=stored.__getitem__)
+    for number in range(90):
+        leaf = leaf_hash(b"%d" % number)
+        whole.append(leaf)
+        paged.append(leaf)
+        if number % 11 == 7:
+            complete = paged.size // page
+            for index in range(paged.given_up, complete):
+                stored[index] = paged.page(index)
+                assert len(stored[index]) == page_length(page)
+            paged.give_up(complete)
+        if number % 23 == 21:
+            lost = [whole.leaf(index) for index in range(paged.given_up * page, whole.size)]
+            for tree in (whole, paged):
+                tree.truncate(paged.given_up * page)
+                for old in lost:
+                    tree.append(old)
+        rest = b"".join(whole.leaf(index) for index in range(paged.given_up * page, whole.size))
+        again = MerkleTree.restored(page, stored.__getitem__, paged.tops(paged.given_up), rest)
+        for tree in (paged, again):
+            assert (tree.size, tree.root()) == (whole.size, whole.root())
+            for size in range(1, whole.size + 1, 7):
+                assert tree.root(size) == whole.root(size)
+                assert tree.inclusion(size - 1) == whole.inclusion(size - 1)
+                assert tree.inclusion(size // 2, size) == whole.inclusion(size // 2, size)
+                assert tree.consistency(size) == whole.consistency(size)
+                assert tree.leaf(size - 1) == whole.leaf(size - 1)
+
+
+def test_what_was_given_up_is_not_cut() -> None:
+    stored = dict[int, bytes]()
+    tree = MerkleTree(map(leaf_hash, LEAVES), page=2, fetch=stored.__getitem__)
+    stored[0] = tree.page(0)
+    tree.give_up(1)
+    for wrong in (lambda: tree.truncate(1), lambda: tree.page(0), lambda: MerkleTree(page=3, fetch=stored.__getitem__)):
+        with pytest.raises(AssertionError):
+            wrong()

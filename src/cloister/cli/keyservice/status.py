@@ -110,6 +110,9 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, bool | None]]:
     store = found["store"]
     size = "" if store["bytes"] is None else f", {store['bytes'] / MIB:.1f} MiB"
     yield "store", f"{store['kind']}, schema {store['schema']}{size}", True
+    snapshot = found["snapshot"]
+    scrub = f", {snapshot['unscrubbed']} older ones to be scrubbed" if snapshot["unscrubbed"] else ""
+    yield "snapshot", f"a start reads {found['entries'] - snapshot['entries']} entries{scrub}", True
     if found["trouble"]:
         yield "last write", f"failed: {found['trouble']}", False
     backup = found["backup"]

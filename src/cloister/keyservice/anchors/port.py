@@ -69,6 +69,9 @@ class Anchor(Protocol):
     def confirmed(self) -> LogHead | None:
         """The newest confirmed head, with its co-signatures; never waits."""
 
+    def lasting(self) -> int | None:
+        """How many entries are in a confirmed head, so that no replica replaces them; ``None`` where none ever does."""
+
     def proof(self) -> bytes:
         """What the store shall keep beside the next entries; empty for nothing; never waits."""
 
@@ -105,6 +108,10 @@ class Unanchored:
 
     def confirmed(self) -> LogHead | None:
         """Nothing was."""
+        return None
+
+    def lasting(self) -> int | None:
+        """All: there is nobody to replace them."""
         return None
 
     def proof(self) -> bytes:

@@ -152,6 +152,10 @@ class WitnessAnchor:
         """Whether so many witnesses know another or a later history that this one cannot be confirmed."""
         return self._shut == SUPERSEDED
 
+    def lasting(self) -> int | None:
+        """See the port: whoever asks witnesses alone replaces nothing."""
+        return None
+
     def proof(self) -> bytes:
         """Nothing: the witnesses remember."""
         return b""

@@ -21,8 +21,8 @@ from cloister.base.limits import (
     MAX_SEALED_ROOT,
 )
 from cloister.crypto.digest import same
+from cloister.keyservice.storage.chain import CHAIN_START, chain_link
 from cloister.keyservice.storage.port import SealedEntry
-from cloister.keyservice.storage.sealed import CHAIN_START, chain_link
 from cloister.log.merkle import HASH_LENGTH
 from cloister.wire import cbor
 from cloister.wire.calls import LogHead

@@ -20,7 +20,7 @@ from cloister.base.errors import Refused, Unavailable
 from cloister.base.limits import MAX_BACKUP_HISTORY, MAX_SEALED_ROOT, MIB
 from cloister.keyservice.backup.format import BackupWriter, End, Header, Kept, Page, read_backup
 from cloister.keyservice.ledger import Ledger
-from cloister.keyservice.storage.sealed import CHAIN_START, chain_link
+from cloister.keyservice.storage.chain import CHAIN_START, chain_link
 from cloister.wire.calls import LogHead
 from cloister.wire.log_keys import LogKeys
 

@@ -11,7 +11,9 @@ from typing import Final
 
 from cloister.access.records import ConsentRecord, Facts, GrantRecord, Identity, Model, ServiceKey
 from cloister.base.ids import ModelId
-from cloister.keyservice.state.tables import Index, Journal, Numbers, Table
+from cloister.base.limits import BLOCK_ENTRIES
+from cloister.keyservice.state.events import Events
+from cloister.keyservice.state.tables import Index, Journal, Table
 from cloister.log.entry import BundleRecord, Genesis
 
 EVERYBODY: Final = b""  # in ``events``: entries about the KeyService itself, which concern whoever rests on it
@@ -31,9 +33,14 @@ class SecretPlace:
 
 
 class State:
-    """Everything the log says, by key. Read by rules, queries and decisions; changed by ``transitions`` only."""
+    """Everything the log says, by key. Read by rules, queries and decisions; changed by ``transitions`` only.
 
-    def __init__(self) -> None:
+    A new table has a line in ``state.encoding`` too.
+
+    :param block: entries that are written down together, when nothing but their number is kept (13.23.2).
+    """
+
+    def __init__(self, block: int = BLOCK_ENTRIES) -> None:
         self.journal = Journal()
         self.size = 0
         self.time = 0
@@ -56,7 +63,7 @@ class State:
         self.service_keys: Table[ServiceKeyName, tuple[ServiceKey, ...]] = Table(self.journal)
         self.secrets: Table[int, SecretPlace] = Table(self.journal)
         self.dying: Table[int, int] = Table(self.journal)
-        self.events: Numbers[bytes] = Numbers(self.journal)
+        self.events = Events(self.journal, block)
 
     def now(self, clock: float) -> float:
         """The KeyService's time: the clock, but never behind the newest entry."""

@@ -6,7 +6,7 @@ journal restores every table to the last durable entry. No I/O, no locks: one wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -69,6 +69,14 @@ class Table(Generic[K, V]):
         """All rows."""
         return iter(self._rows.items())
 
+    def copied(self) -> dict[K, V]:
+        """All rows, in their order, whatever changes later."""
+        return self._rows.copy()
+
+    def restore(self, key: K, value: V) -> None:
+        """Put a row in without a note: it is durable."""
+        self._rows[key] = value
+
     def __contains__(self, key: K) -> bool:
         return key in self._rows
 
@@ -97,6 +105,14 @@ class Index(Generic[K, V]):
             del members[value]
             self._journal.note(lambda: members.__setitem__(value, None))
 
+    def copied(self) -> list[tuple[K, tuple[V, ...]]]:
+        """All sets that are not empty, with their members in their order, whatever changes later."""
+        return [(key, tuple(members)) for key, members in self._sets.items() if members]
+
+    def restore(self, key: K, members: Iterable[V]) -> None:
+        """Add members without a note: they are durable."""
+        self._sets.setdefault(key, {}).update(dict.fromkeys(members))
+
     def of(self, key: K) -> tuple[V, ...]:
         """The members, for iteration."""
         return tuple(self._sets.get(key, ()))
@@ -108,29 +124,3 @@ class Index(Generic[K, V]):
     def has(self, key: K, value: V) -> bool:
         """Whether it is a member."""
         return value in self._sets.get(key, ())
-
-
-class Numbers(Generic[K]):
-    """Key to an ascending list of integers, under a journal."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._lists: dict[K, list[int]] = {}
-
-    def append(self, key: K, number: int) -> None:
-        """Add a number above all earlier ones."""
-        numbers = self._lists.setdefault(key, [])
-        numbers.append(number)
-        self._journal.note(lambda: numbers.__delitem__(-1))
-
-    def newest(self, key: K, limit: int) -> list[int]:
-        """The last ``limit`` numbers, ascending."""
-        return self._lists.get(key, [])[-limit:]
-
-    def after(self, key: K, least: int, limit: int) -> list[int]:
-        """At most ``limit`` numbers from ``least`` on."""
-        from bisect import bisect_left
-
-        numbers = self._lists.get(key, [])
-        start = bisect_left(numbers, least)
-        return numbers[start : start + limit]

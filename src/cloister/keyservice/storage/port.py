@@ -48,8 +48,8 @@ class StoreFacts:
 class Rows(Protocol):
     """Port: atomic, durable storage of opaque records by table and index. Fake: ``cloister.testing.rows``."""
 
-    def scan(self, table: str) -> Iterator[tuple[int, bytes]]:
-        """All records of a table, by ascending index.
+    def scan(self, table: str, first: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """All records of a table, by ascending index; from ``first`` on, if it is given.
 
         :raises Unavailable: ``store-unavailable``. :raises Tampered: ``store-corrupt``.
         """
@@ -105,14 +105,85 @@ class Copied:
     kept: tuple[tuple[int, bytes], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What is needed of a fixed run of entries besides themselves (clause 13.23.2).
+
+    :param links: the store's chain after each of them. :param nodes: the log's hashes inside, without the root.
+    :param concerned: party to the places within the block of the entries that concern it, packed.
+    """
+
+    links: bytes
+    nodes: bytes
+    concerned: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a snapshot says of itself.
+
+    :param version: of the encoding and of the code. :param name: random, what its parts are bound to.
+    :param size: entries in it; :param link: what they hash to in the store; :param root: and in the log.
+    """
+
+    version: bytes
+    name: bytes
+    size: int
+    link: bytes
+    root: bytes
+    slot: int
+    parts: int
+
+
+class Snapshots(Protocol):
+    """Port: the newest complete snapshot, which is replaced whole. All raise as the store's append and read do."""
+
+    def saved(self) -> Saved | None:
+        """What it says of itself."""
+
+    def parts(self, saved: Saved) -> Iterator[bytes]:
+        """What it holds."""
+
+    def begin(self, version: bytes, size: int, link: bytes, root: bytes) -> Saved:
+        """A further one, of which nothing is there yet; the present one stands until it is finished."""
+
+    def put_part(self, saved: Saved, data: bytes) -> Saved:
+        """Write its next part."""
+
+    def finish(self, saved: Saved) -> None:
+        """From now on it is the newest."""
+
+    def discard(self) -> None:
+        """Drop it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to go on reading from: what the entries before hash to.
+
+    :param ends: at the end of each complete block. :param links: after each entry since.
+    """
+
+    ends: bytes
+    links: bytes
+
+
 class KeyStore(Protocol):
     """Port: the log's entries in order, and secrets each bound to its entry.
 
     Of replicas (clause 13.17) one writes, and the others take its records as they are: same key, same place.
     """
 
-    def load(self) -> Iterator[bytes]:
-        """Every entry from the first, authenticated; must be exhausted before anything else is called.
+    @property
+    def block_entries(self) -> int:
+        """How many entries a block has."""
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """Where they are kept."""
+
+    def load(self, start: Start | None = None) -> Iterator[bytes]:
+        """Every entry from the first, or from there, authenticated; must be exhausted before :meth:`append`.
 
         :raises Tampered: ``store-record``, ``store-missing``, ``store-truncated``, ``store-head``, ``store-corrupt``.
         :raises Unavailable: ``store-unavailable``.
@@ -164,6 +235,15 @@ class KeyStore(Protocol):
 
         After it the store must be loaded anew.
         """
+
+    def block(self, number: int) -> Block:
+        """One that was given up; raises as :meth:`read`."""
+
+    def give_up(self, number: int, nodes: bytes, concerned: Mapping[bytes, bytes]) -> None:
+        """Write the next complete block down, durably, and keep nothing of it; raises as :meth:`append`."""
+
+    def start(self, size: int) -> Start:
+        """Where one would go on from after the first ``size`` entries, all blocks before which may be given up."""
 
     def proof(self) -> bytes:
         """What was kept as proof last; empty for nothing. After :meth:`load`, raises as it."""

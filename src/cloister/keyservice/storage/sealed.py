@@ -7,23 +7,36 @@ another store does not open. The head record says how many entries there are, an
 
 from __future__ import annotations
 
-import hashlib
 import secrets
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, final
 
 from cloister.base.errors import CloisterError, InvalidInput, Tampered, Unavailable
-from cloister.base.limits import MAX_ENTRY
+from cloister.base.limits import BLOCK_ENTRIES, BLOCKS_KEPT, MAX_BLOCK, MAX_ENTRY
 from cloister.base.secret import SecretBytes
 from cloister.crypto.box import open_once, seal_once
 from cloister.crypto.digest import Context, derive, digest, same
-from cloister.keyservice.storage.port import ENTRIES, HEAD, SECRETS, NewEntry, Row, Rows, SealedEntry
+from cloister.keyservice.storage.chain import CHAIN_START, LINK, Chain, chain_link
+from cloister.keyservice.storage.derived import Derived
+from cloister.keyservice.storage.port import (
+    BLOCKS,
+    ENTRIES,
+    HEAD,
+    SECRETS,
+    SNAPSHOTS,
+    Block,
+    NewEntry,
+    Row,
+    Rows,
+    SealedEntry,
+    Snapshots,
+    Start,
+)
 from cloister.wire import cbor
 from cloister.wire.cbor import Fields
 
 _SALT: Final = 32
-_CHAIN: Final = 32
-CHAIN_START: Final = bytes(_CHAIN)
 
 
 @final
@@ -33,35 +46,48 @@ class SealedStore:
     :param key: derived from the root secret; 32 bytes.
     :param store_id: whose store this is (the KeyService's id), so that another's records do not open.
     :param earlier: of roots that were rotated (13.27.2), oldest first: entries below this index are under that key.
-        They open no other table: secrets and head are under the present key always.
+        They open no other table: secrets, head, blocks and snapshots are under the present key always.
+    :param block_entries: entries of a block, a power of two.
     """
 
     def __init__(
-        self, rows: Rows, key: SecretBytes, store_id: bytes, earlier: Sequence[tuple[int, SecretBytes]] = ()
+        self,
+        rows: Rows,
+        key: SecretBytes,
+        store_id: bytes,
+        earlier: Sequence[tuple[int, SecretBytes]] = (),
+        *,
+        block_entries: int = BLOCK_ENTRIES,
     ) -> None:
         self._rows = rows
         self._key = key
         self._earlier = tuple(earlier)
         self._id = store_id
-        self._chain = bytearray()
+        self._block_entries = block_entries
+        self._derived = Derived(rows, block_entries, seal=self._seal, opened=self._open, write=self._write_derived)
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
+        self._chain = Chain(block_entries, self._links)
         self._doubtful: int | None = None
+        self._unsettled = False
         self._cut_short = False
 
     # --- reading ---
 
-    def load(self) -> Iterator[bytes]:
+    def load(self, start: Start | None = None) -> Iterator[bytes]:
         """Every entry in order; see the port."""
-        self._chain = bytearray()
+        self._blocks.clear()
+        ends, links = (start.ends, start.links) if start else (b"", b"")
+        self._chain = Chain(self._block_entries, self._links, ends, links)
         if self._cut_short:
             self._rows.reopen()
             self._cut_short = False
         head = self._read_head()
-        for index, record in self._rows.scan(ENTRIES):
+        for index, record in self._rows.scan(ENTRIES, self._size or None):
             if index != self._size:
                 raise Tampered("store-missing", f"the store lacks log entry {self._size}; entry {index} comes next")
             previous = self._at(index)
             data = self._open(ENTRIES, index, previous, record)
-            self._chain += chain_link(previous, record)
+            self._chain.extend(chain_link(previous, record))
             yield data
         if head is None:
             if self._size:
@@ -89,7 +115,11 @@ class SealedStore:
         record = self._rows.get(ENTRIES, index)
         if record is None:
             raise Tampered("store-missing", f"the store lacks log entry {index}")
-        return self._open(ENTRIES, index, self._at(index), record)
+        previous = self._at(index)
+        data = self._open(ENTRIES, index, previous, record)
+        if not same(chain_link(previous, record), self._at(index + 1)):
+            raise Tampered("store-record", f"log entry {index} in the store is of another history than those after it")
+        return data
 
     # --- for replicas ---
 
@@ -132,6 +162,49 @@ class SealedStore:
             raise Tampered("store-head", f"the store's head is not of the {self._size} log entries that are there")
         return list(self._rows.scan(HEAD))
 
+    # --- what need not be read at a start (clause 13.23) ---
+
+    @property
+    def block_entries(self) -> int:
+        """See the port."""
+        return self._block_entries
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """See the port."""
+        return self._derived
+
+    def block(self, number: int) -> Block:
+        """One that was given up; see the port."""
+        found = self._blocks.get(number)
+        if found is None:
+            found = self._derived.block(number, self._at((number + 1) * self._block_entries))
+            self._blocks[number] = found
+            if len(self._blocks) > BLOCKS_KEPT:
+                self._blocks.popitem(last=False)
+        else:
+            self._blocks.move_to_end(number)
+        return found
+
+    def _links(self, number: int) -> bytes:
+        return self.block(number).links
+
+    def give_up(self, number: int, nodes: bytes, concerned: Mapping[bytes, bytes]) -> None:
+        """Write the next complete block down; see the port."""
+        block = Block(self._chain.links(number), nodes, concerned)
+        self._derived.put_block(number, self._at((number + 1) * self._block_entries), block)
+        self._chain.give_up(number)
+
+    def start(self, size: int) -> Start:
+        """Where one would go on from; see the port."""
+        return Start(*self._chain.parts(size))
+
+    def _write_derived(self, put: Sequence[Row], drop: Sequence[tuple[str, int]]) -> None:
+        self._settle()
+        self._unsettled = True
+        self._rows.write(put, drop)
+        self._unsettled = False
+
     # --- writing ---
 
     def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = (), proof: bytes = b"") -> None:
@@ -167,8 +240,9 @@ class SealedStore:
     def cut(self, size: int, proof: bytes) -> None:
         """Drop the entries from ``size`` on; see the port."""
         self._settle()
-        old, self._chain = self._chain, self._chain[: size * _CHAIN]
-        drop = [(table, index) for index in range(size, len(old) // _CHAIN) for table in (ENTRIES, SECRETS)]
+        drop = [(table, index) for index in range(size, self._size) for table in (ENTRIES, SECRETS)]
+        drop += self._derived.beyond(size, self._size)
+        old, self._chain = self._chain, self._chain.first(size)
         put = [self._head_row(size, self._at(size))] if size else []
         if not size:
             drop.append((HEAD, 0))
@@ -182,9 +256,9 @@ class SealedStore:
             raise
 
     def _write(self, put: list[Row], links: bytearray, proof: bytes, drop: list[tuple[str, int]]) -> None:
-        size = self._size + len(links) // _CHAIN
+        size = self._size + len(links) // LINK
         if links:
-            put.append(self._head_row(size, bytes(links[-_CHAIN:])))
+            put.append(self._head_row(size, bytes(links[-LINK:])))
         if proof:
             put.append(self._proof_row(proof))
         if not put and not drop:
@@ -192,7 +266,7 @@ class SealedStore:
         self._doubtful = size
         self._rows.write(put, drop)
         self._doubtful = None
-        self._chain += links
+        self._chain.extend(links)
 
     def close(self) -> None:
         """Give up the storage and its lock."""
@@ -207,6 +281,9 @@ class SealedStore:
             raise unavailable("must be opened anew", "dropping entries failed, and may have happened")
         attempted = self._doubtful
         if attempted is None:
+            if self._unsettled:  # nothing hangs on whether it happened, but it must not be half done
+                self._rows.reopen()
+                self._unsettled = False
             return
         self._rows.reopen()
         head = self._read_head()
@@ -225,11 +302,11 @@ class SealedStore:
 
     @property
     def _size(self) -> int:
-        return len(self._chain) // _CHAIN
+        return self._chain.size
 
     def _at(self, size: int) -> bytes:
         """The hash over the first ``size`` records."""
-        return bytes(self._chain[(size - 1) * _CHAIN : size * _CHAIN]) if size else CHAIN_START
+        return self._chain.at(size)
 
     def _head_row(self, size: int, chain: bytes) -> Row:
         return Row(HEAD, 0, self._seal(HEAD, 0, CHAIN_START, cbor.encode({"size": size, "chain": chain})))
@@ -243,7 +320,7 @@ class SealedStore:
             return None
         what = "the store's head"
         fields = Fields(cbor.decode(self._open(HEAD, 0, CHAIN_START, record), limit=256, what=what), what)
-        head = fields.integer("size"), fields.blob("chain", exactly=_CHAIN)
+        head = fields.integer("size"), fields.blob("chain", exactly=LINK)
         fields.done()
         return head
 
@@ -254,7 +331,8 @@ class SealedStore:
 
     def _open(self, table: str, index: int, previous: bytes, record: bytes) -> bytes:
         where = f"record {index} of table {table!r} in the store"
-        if not _SALT < len(record) <= MAX_ENTRY + 1024:
+        limit = MAX_BLOCK if table in (BLOCKS, SNAPSHOTS) else MAX_ENTRY
+        if not _SALT < len(record) <= limit + 1024:
             raise Tampered("store-record", f"{where} is of a length that was never written")
         key = derive(Context.STORE_RECORD, self._key_of(table, index).reveal(), table.encode(), record[:_SALT])
         try:
@@ -275,11 +353,6 @@ class SealedStore:
 
     def _place(self, table: str, index: int, previous: bytes) -> bytes:
         return digest(Context.STORE_RECORD, self._id, table.encode(), index.to_bytes(8, "big"), previous)
-
-
-def chain_link(previous: bytes, record: bytes) -> bytes:
-    """What all records so far hash to, with one more."""
-    return hashlib.sha256(previous + record).digest()
 
 
 def unavailable(what: str, cause: str) -> Unavailable:

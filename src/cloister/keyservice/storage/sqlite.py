@@ -79,10 +79,12 @@ class SqliteRows:
             self._connection = self._connect()
         return self._connection
 
-    def scan(self, table: str) -> Iterator[tuple[int, bytes]]:
+    def scan(self, table: str, first: int | None = None) -> Iterator[tuple[int, bytes]]:
         """All records by index; see the port."""
+        least = -(2**63) if first is None else first
         try:
-            rows = self._open.execute(f"SELECT idx, record FROM {_known(table)} ORDER BY idx")  # noqa: S608
+            query = f"SELECT idx, record FROM {_known(table)} WHERE idx >= ? ORDER BY idx"  # noqa: S608
+            rows = self._open.execute(query, (least,))
             while (row := rows.fetchone()) is not None:
                 yield int(row[0]), _blob(row[1])
         except sqlite3.Error as error:
