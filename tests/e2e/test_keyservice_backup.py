@@ -208,6 +208,10 @@ def test_one_without_witnesses_is_backed_up_running_and_stopped_and_says_what_it
     status, found, _ = alone.command("status", "--state", state)
     assert found["backup"]["entries"] == found["entries"] == 1
     assert oct((alone.ks.state / "control").stat().st_mode)[-3:] == "600"
+    command = [sys.executable, "-m", "cloister", "keyservice", "backup", "--state", state, "--out", "-"]
+    passed = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    assert len(passed.stdout) == (alone.folder / "first").stat().st_size
+    (alone.folder / "passed").write_bytes(passed.stdout)
     alone.person()
     head = f"{found['entries'] + 1}:" + alone.caller().head().root.hex()
     assert alone.ks.stop() == 0
@@ -219,6 +223,7 @@ def test_one_without_witnesses_is_backed_up_running_and_stopped_and_says_what_it
     status, told, _ = alone.restore("stopped")
     assert (status, told["error"]) == (1, "state-exists")
     shutil.rmtree(alone.ks.state)
+    assert alone.restore("passed", "--not-before-head", head)[1]["error"] == "log-rollback"  # it is a whole one
     status, told, _ = alone.restore("first", "--not-before-head", head)
     assert (status, told["error"], told["details"]) == (1, "log-rollback", {"behind": "1"})
     status, told, _ = alone.restore("first", "--not-before-head", str(alone.folder / "stopped"))

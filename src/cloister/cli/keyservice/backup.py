@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,12 +30,19 @@ if TYPE_CHECKING:
 
 SUMMARY: Final = "copy its store to one file"
 _READ: Final = MIB
+_STDOUT: Final = Path("-")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to; nothing is overwritten")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="where to, `-` for standard output; nothing is overwritten",
+    )
     options.add_control(parser)
     options.add_tee(parser)
 
@@ -58,6 +66,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 BackupHistory(state).note(int(clock.now()), written.end.size)
     finally:
         client.close()
+    if args.out == _STDOUT:
+        return 0
     head = written.header.head
     out.result(
         {
@@ -79,14 +89,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _from_running(client: HttpClient, origin: str, target: Path, progress: Progress) -> Written:
     from cloister.base.limits import BACKUP_S
-    from cloister.keyservice.backup.writing import keep_backup
     from cloister.keyservice.control import ControlPath
 
     with client.open("GET", origin, ControlPath.BACKUP, deadline_s=BACKUP_S) as answer:
         if answer.status != 200:
             raise options.problem_of(answer)
         try:
-            written = keep_backup(target, io.BufferedReader(_Body(answer), _READ).read, progress)
+            written = _write(target, io.BufferedReader(_Body(answer), _READ), progress)
         except Unavailable as error:
             if error.code != "answer-truncated":
                 raise
@@ -101,9 +110,19 @@ def _from_running(client: HttpClient, origin: str, target: Path, progress: Progr
     return written
 
 
+def _write(target: Path, source: io.BufferedReader, progress: Progress) -> Written:
+    from cloister.keyservice.backup.writing import keep_backup, pass_backup
+
+    if target != _STDOUT:
+        return keep_backup(target, source.read, progress)
+    written = pass_backup(sys.stdout.buffer, source.read, progress)
+    sys.stdout.buffer.flush()
+    return written
+
+
 def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
     from cloister.keyservice.app import ROOT_FILE, STORE_FILE
-    from cloister.keyservice.backup.writing import backup_pieces, keep_backup, sealed_root
+    from cloister.keyservice.backup.writing import backup_pieces, sealed_root
     from cloister.keyservice.ledger import Ledger
     from cloister.keyservice.root import open_root
     from cloister.keyservice.storage.sealed import SealedStore
@@ -129,7 +148,7 @@ def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
             head=_confirmed(ledger),
             root=sealed_root(args.state / ROOT_FILE),
         )
-        return keep_backup(args.out, io.BufferedReader(_Pieces(pieces), _READ).read, progress)
+        return _write(args.out, io.BufferedReader(_Pieces(pieces), _READ), progress)
     finally:
         rows.close()
 

@@ -95,7 +95,7 @@ def keep_backup(path: Path, read: Callable[[int], bytes], progress: Progress) ->
         raise _unwritable(path, error) from error
     try:
         with os.fdopen(descriptor, "wb", buffering=MIB) as file:
-            written = _keep(file, read, progress)
+            written = pass_backup(file, read, progress)
             file.flush()
             os.fsync(file.fileno())
         place_new(part, path)
@@ -109,7 +109,8 @@ def keep_backup(path: Path, read: Callable[[int], bytes], progress: Progress) ->
     return written
 
 
-def _keep(file: BinaryIO, read: Callable[[int], bytes], progress: Progress) -> Written:
+def pass_backup(file: BinaryIO, read: Callable[[int], bytes], progress: Progress) -> Written:
+    """Check a backup as it arrives, and write it on; raises as ``read_backup``, and ``OSError``."""
     header: Header | None = None
     count = 0
 
