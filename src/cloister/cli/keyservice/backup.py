@@ -140,7 +140,9 @@ def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
     root = open_root(args.state / ROOT_FILE, place.tee.sealer)
     rows = SqliteRows(args.state / STORE_FILE)
     try:
-        ledger = Ledger(SealedStore(rows, root.store_key, root.id, root.entry_keys), place.clock)
+        ledger = Ledger(
+            SealedStore(rows, root.store_key, root.id, root.entry_keys), place.clock, None, place.tee.measurement
+        )
         ledger.require_genesis(root.id)
         pieces = backup_pieces(
             ledger,
