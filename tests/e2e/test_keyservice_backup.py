@@ -18,6 +18,7 @@ from cloister.base.errors import CloisterError, Unavailable
 from cloister.log.receipt import check_statement_receipt
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person, simulation_policy
+from cloister.testing.replica_processes import ReplicaProcesses
 from cloister.testing.witness import WitnessProcess
 from cloister.wire import calls
 from cloister.wire.statements import DefinePolicy
@@ -95,15 +96,7 @@ class Cloud:
             thread.join(60)
 
     def command(self, action: str, *words: str) -> tuple[int, dict[str, Any], str]:
-        """``cloister keyservice ACTION``: status, what it printed as JSON, and what a person saw."""
-        done = subprocess.run(
-            [sys.executable, "-m", "cloister", "keyservice", action, "--json", *words],
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        return done.returncode, json.loads(done.stdout or done.stderr), done.stderr
+        return command(action, *words)
 
     def backup(self, name: str) -> tuple[int, dict[str, Any], str]:
         return self.command("backup", "--state", str(self.ks.state), "--out", str(self.folder / name), *self.tee())
@@ -135,6 +128,18 @@ class Cloud:
             caller.close()
         for process in (self.ks, *self.witnesses):
             process.kill()
+
+
+def command(action: str, *words: str) -> tuple[int, dict[str, Any], str]:
+    """``cloister keyservice ACTION``: status, what it printed as JSON, and what a person saw."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cloister", "keyservice", action, "--json", *words],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout or done.stderr), done.stderr
 
 
 @pytest.fixture
@@ -254,3 +259,42 @@ def test_a_killed_backup_or_restore_leaves_nothing_that_looks_whole(alone: Cloud
     alone.ks.start()
     with pytest.raises(CloisterError):
         alone.say(alone.caller(), Person(bytes(32), alone.ks.clock), b"nothing")
+
+
+def test_a_replica_on_a_new_machine_begins_with_a_backup_and_gets_root_and_rest_from_the_others(tmp_path: Path) -> None:
+    world = ReplicaProcesses(tmp_path)
+    try:
+        world.start_all()
+        number = world.leader()
+        caller, person = HttpCaller(world.replicas[number].address), Person(world.root.id, world.clock)
+        caller.call(calls.STATEMENT, person.register())
+        follower, lost = (other for other in range(3) if other != number)
+        state = world.replicas[follower].folder / "state"
+        while command("status", "--state", str(state))[1]["entries"] < caller.head().size:
+            threading.Event().wait(0.05)  # it follows
+        status, made, _ = command("backup", "--state", str(state), "--out", str(tmp_path / "backup"))
+        assert (status, made["running"]) == (0, True), made
+        size = made["entries"]
+        assert made["confirmed"] is None or made["confirmed"] <= size
+        world.replicas[lost].kill()
+        place = world.replicas[lost].folder / "state"
+        shutil.rmtree(place)
+        statement = person.statement(DefinePolicy(simulation_policy(b"m" * 48).encode()))
+        caller.call(calls.STATEMENT, statement)  # which the backup has not
+        caller.close()
+        words = ["--state", str(place), "--from", str(tmp_path / "backup"), "--configuration", str(world.configuration)]
+        words += ["--simulation-key", str(world.replicas[lost].folder / "platform.key")]
+        words += [word for witness in world.witnesses for word in ("--witness", witness.address)]
+        status, told, _ = command("restore", *words)
+        assert (status, told["error"]) == (1, "backup-behind"), told
+        status, done, _ = command("restore", *words, "--behind")
+        assert (status, done["opened"], done["entries"]) == (0, False, size), done
+        assert not (place / "root.sealed").exists()
+        world.start(lost)
+        world.leader()
+        found = command("status", "--state", str(place))[1]
+        assert found["entries"] > size
+        assert found["role"] == "follower"
+        assert found["replica"]["behind"] == 0
+    finally:
+        world.close()

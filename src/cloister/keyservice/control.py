@@ -21,6 +21,7 @@ from cloister.adapters.logs import EventLog
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.limits import BACKUP_S, CONTROL_CONNECTIONS, KIB
+from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.backup.writing import BackupHistory, backup_pieces, sealed_root
 from cloister.keyservice.standing import Standing
 from cloister.keyservice.telemetry import observe_backup
@@ -157,14 +158,14 @@ def _entries(body: bytes) -> int:
 def make_control(state: Path, standing: Standing, *, root_file: Path, events: EventLog) -> Control:
     """The operator's socket of a KeyService that runs on this directory."""
     history, assembled, clock = BackupHistory(state), standing.assembled, standing.clock
-    root = assembled.root
+    root, anchor = assembled.root, assembled.anchor
     observe_backup(assembled.telemetry.registry, history, clock)
 
     def backup() -> Iterator[bytes]:
         return backup_pieces(
             assembled.ledger,
             log_keys=root.log_keys,
-            head=assembled.anchor.confirmed(),
+            head=anchor.seen() if isinstance(anchor, MajorityAnchor) else anchor.confirmed(),
             root=sealed_root(root_file),
         )
 
