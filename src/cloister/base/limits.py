@@ -119,7 +119,7 @@ MAX_RECOVERY_OFFER: Final = 512 * KIB  # such a record, evidence and what was en
 MAX_RECOVERY_ANSWER: Final = 2 * KIB  # a share of 32 bytes, sealed
 
 # --- backups of the KeyService (clause 13.25) ---
-BACKUP_ROWS: Final = 64  # entries that are read at once, while statements wait: about 1 ms
+BACKUP_ROWS: Final = 64  # entries that are read at once, while statements wait: half a millisecond
 MAX_BACKUP_ROWS: Final = 256  # entries in one record
 BACKUP_ROWS_BYTES: Final = MIB  # and their bytes; one entry at least
 MAX_BACKUP_RECORD: Final = 2 * MIB  # such a page with its frame

@@ -113,6 +113,20 @@ def test_one_backup_at_a_time_and_one_that_is_given_up_makes_room(ks: EmbeddedKe
             go_on.set()
             assert await first == b"headerrest"
             assert await ask(path, "GET", ControlPath.BACKUP) == b"headerrest"
+            go_on.clear()
+            reader, writer = await asyncio.open_unix_connection(str(path))
+            writer.write(b"GET /backup HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            await reader.readuntil(b"header")
+            writer.close()  # it is given up in the middle
+            go_on.set()
+            found, codes = b"", set()
+            while not found:
+                try:
+                    found = await ask(path, "GET", ControlPath.BACKUP)
+                except Unavailable as error:
+                    codes.add(error.code)
+            assert found == b"headerrest"
+            assert codes <= {"backup-running"}
         finally:
             await control.stop()
 

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             "behind": behind,
             "witnesses": {item.address: _word(item) for item in told},
         },
-        "\n".join(_text(args, inspected, restored.opened, protection, behind)),
+        "\n".join(_text(args, inspected, restored.opened, protection, _asked(told, behind))),
     )
     return 0
 
@@ -178,8 +178,16 @@ def _word(item: Told) -> str:
     return str(item.known.size) if item.known is not None else "nothing yet"
 
 
+def _asked(told: list[Told], behind: int) -> str:
+    """What asking the witnesses gave, for a person; empty when none was asked."""
+    if behind:
+        return f"It is {behind} entries behind: it releases and acknowledges nothing until it has followed."
+    answered = sum(not item.trouble for item in told)
+    return f"{answered} of {len(told)} witnesses answered, and know no later head of its log." if told else ""
+
+
 def _text(
-    args: argparse.Namespace, inspected: Inspected, opened: Opened | None, protection: str, behind: int
+    args: argparse.Namespace, inspected: Inspected, opened: Opened | None, protection: str, asked: str
 ) -> list[str]:
     lines = [f"{args.state}: the KeyService {inspected.header.keyservice.hex()} with {inspected.end.size} entries"]
     if opened is None:
@@ -191,10 +199,8 @@ def _text(
         lines.append("  Every record was opened in its place, and the log was replayed.")
         if opened.destroyed:
             lines.append(f"  {opened.destroyed} keys whose time is over were destroyed again.")
-    if behind:
-        lines.append(f"  It is {behind} entries behind: it releases and acknowledges nothing until it has followed.")
-    elif args.witness:
-        lines.append("  The witnesses that answered know no later head of its log.")
+    if asked:
+        lines.append(f"  {asked}")
     elif protection == "none":
         lines.append(
             "  WARNING: rollback_protection is none. If this is not the newest backup, only callers that saw more will "

@@ -131,7 +131,8 @@ def _role(found: Mapping[str, Any]) -> Iterator[tuple[str, str, bool | None]]:
     if found["role"] == "leader":
         yield "replica", f"{text}, {replica['heard']} are heard", replica["heard"] * 2 > replica["of"] or None
     elif replica["leader"]:
-        yield "replica", f"{text}, follows {replica['leader']}, {replica['behind']} entries behind", True
+        behind = "not heard yet" if replica["behind"] is None else f"{replica['behind']} entries behind"
+        yield "replica", f"{text}, follows {replica['leader']}, {behind}", True
     else:
         yield "replica", f"{text}: nobody is known to lead", False
 
