@@ -28,11 +28,17 @@ class KeyServiceProcess:
     """``cloister keyservice run`` on a state directory of its own.
 
     :param folder: where state, key and configuration are made. ``settings``: lines of TOML.
-    :param state: one that there is already.
+    :param state: one that there is already. :param log: where it says what it says to its operator.
     """
 
     def __init__(
-        self, folder: Path, *, settings: str = "", arguments: tuple[str, ...] = (), state: Path | None = None
+        self,
+        folder: Path,
+        *,
+        settings: str = "",
+        arguments: tuple[str, ...] = (),
+        state: Path | None = None,
+        log: Path | None = None,
     ) -> None:
         self.clock = SystemClock()
         self.state = state or folder / "state"
@@ -51,7 +57,7 @@ class KeyServiceProcess:
             self.root = open_root(self.state / ROOT_FILE, self.tee.sealer)
         self.arguments = arguments
         self.limits = plenty_of_everything(folder)
-        self.log = folder / "log.jsonl"
+        self.log = log or folder / "log.jsonl"
         self.address = ""
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,6 +83,13 @@ class KeyServiceProcess:
                 raise Unavailable("keyservice-not-started", f"the KeyService ended: {' '.join(said)}")
             lines.append(line)
         self.address = str(json.loads(b"".join(lines))["address"])
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        if self._process is None:
+            raise AssertionError
+        return self._process.pid
 
     def kill(self) -> None:
         """``kill -9``."""
