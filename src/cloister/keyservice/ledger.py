@@ -47,6 +47,7 @@ from cloister.keyservice.state.events import PLACES, Concerned
 from cloister.keyservice.state.state import State
 from cloister.keyservice.state.transitions import apply
 from cloister.keyservice.storage.port import Copied, KeyStore, NewEntry, SealedEntry
+from cloister.keyservice.vault import Doomed
 from cloister.log.entry import GENESIS, SALT_LENGTH, STATEMENT, Entry, Genesis, entry_leaf
 from cloister.log.merkle import MerkleTree
 from cloister.wire.calls import LogHead
@@ -82,7 +83,7 @@ class Ledger:
         """Replay what the store holds.
 
         :raises Tampered: the store's codes; ``log-order``; ``secret-missing``, ``secret-other`` when a secret that the
-            state needs is not there or is not the one committed to.
+            state needs is not there (of a replica: only once it leads) or is not the one committed to.
         :raises Unavailable: ``store-unavailable``; ``log-newer``: a newer build wrote it.
         """
         self._store = store
@@ -99,15 +100,19 @@ class Ledger:
         self._generation = 0
         self.version = version(code)
         self.trouble = ""
+        self._lasts = 0
+        self._doomed = Doomed()
         self._latest = self._swept = clock.now()
         self._load()
         self._anchor.start(self)
 
     def _load(self) -> None:
-        found = replay(self._store, self.version)
+        # Keys that a replica lacks may be ended by entries that it does not have yet (clause 13.17.3).
+        found = replay(self._store, self.version, whole=not self._anchor.tentative)
         self._state, self._tree, self._vault = found.state, found.tree, found.vault
         self.begun, self.rows, self.ignored = found.begun, found.rows, found.ignored
         self._generation += 1
+        self._doomed = Doomed()
         self._stale = False
 
     @staticmethod
@@ -316,7 +321,7 @@ class Ledger:
         with self._lock:
             if self._closed:
                 return 0
-            dead = self._state.dead_secrets(self.now())
+            dead = self._doomed.due(self._state.dead_secrets(self.now()), self._tree.size, self._lasting())
             if dead:
                 self._store.append([], dead)
                 self._bury(dead)
@@ -325,9 +330,16 @@ class Ledger:
     @property
     def lasting(self) -> int:
         """How many entries no replica will replace any more, as far as this one knows: those of a confirmed head."""
-        found = self._anchor.lasting()
         with self._lock:
-            return self._tree.size if found is None else min(found, self._tree.size)
+            return self._lasting()
+
+    def _lasting(self) -> int:
+        if not self._anchor.tentative:
+            return self._tree.size
+        head = self._anchor.seen()
+        if head is not None and head.size <= self._tree.size and same(self._tree.root(head.size), head.root):
+            self._lasts = max(self._lasts, head.size)
+        return self._lasts
 
     def close(self) -> None:
         """Refuse what comes, after what is under way; close the store."""
@@ -512,7 +524,8 @@ class Ledger:
             return fail(jobs, no_leader())
         now, size = self.now(), self._tree.size
         batch = [new for job in jobs if (new := self._try(job, now)) is not None]
-        dead = self._state.dead_secrets(now) if now - self._swept >= _SWEEP_S else ()
+        due = now - self._swept >= _SWEEP_S and not self._anchor.tentative  # of replicas :meth:`sweep` alone knows
+        dead = self._state.dead_secrets(now) if due else ()
         try:
             self._store.append(batch, dead, self._anchor.proof() if batch else b"")
         except CloisterError as error:
@@ -523,7 +536,7 @@ class Ledger:
             return fail(jobs, error)
         self._state.journal.keep()
         self.trouble = ""
-        if now - self._swept >= _SWEEP_S:
+        if due:
             self._swept = now
             self._bury(dead)
         for job in jobs:

@@ -51,9 +51,10 @@ class Copy:
     state: encoding.Copy
 
 
-def replay(store: KeyStore, version: bytes) -> Replayed:
+def replay(store: KeyStore, version: bytes, *, whole: bool = True) -> Replayed:
     """Whatever is wrong with a snapshot, or with what comes after it, is found by reading everything.
 
+    :param whole: whether every secret in use must be there.
     :raises Tampered: the store's codes; ``log-order``; ``secret-missing``, ``secret-other``.
     :raises Unavailable: ``store-unavailable``; ``log-newer``: a newer build wrote it.
     """
@@ -61,13 +62,13 @@ def replay(store: KeyStore, version: bytes) -> Replayed:
     try:
         if (saved := store.snapshots.saved()) is not None:
             if same(saved.version, version):
-                return _restored(store, saved)
+                return _restored(store, saved, whole=whole)
             ignored = "snapshot-other-code"
     except Tampered as error:
         ignored = error.code
     state, tree = State(store.block_entries), new_tree(store)
     _apply(store, None, state, tree)
-    return Replayed(state, tree, _filled(store, state), ignored=ignored)
+    return Replayed(state, tree, _filled(store, state, whole=whole), ignored=ignored)
 
 
 def new_tree(store: KeyStore) -> MerkleTree:
@@ -87,7 +88,7 @@ def _apply(store: KeyStore, start: Start | None, state: State, tree: MerkleTree)
         state.journal.keep()
 
 
-def _restored(store: KeyStore, saved: Saved) -> Replayed:
+def _restored(store: KeyStore, saved: Saved, *, whole: bool) -> Replayed:
     reader = encoding.Reader(store.block_entries)
     log = {name: bytearray() for name in _LOG}
     rows = 0
@@ -115,12 +116,12 @@ def _restored(store: KeyStore, saved: Saved) -> Replayed:
         raise Tampered("store-record", "the snapshot in the store does not continue the log that it names")
     for index in {0, saved.size - 1}:
         check_entry(store, tree, index)
-    return Replayed(state, tree, _filled(store, state), saved.size, rows)
+    return Replayed(state, tree, _filled(store, state, whole=whole), saved.size, rows)
 
 
-def _filled(store: KeyStore, state: State) -> Vault:
+def _filled(store: KeyStore, state: State, *, whole: bool) -> Vault:
     vault = Vault()
-    vault.fill(store.secrets(), state)
+    vault.fill(store.secrets(), state, whole=whole)
     return vault
 
 

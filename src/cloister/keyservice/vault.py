@@ -21,17 +21,18 @@ class Vault:
     def __init__(self) -> None:
         self._secrets: dict[int, SecretBytes] = {}
 
-    def fill(self, found: Mapping[int, SecretBytes], state: State) -> None:
+    def fill(self, found: Mapping[int, SecretBytes], state: State, *, whole: bool) -> None:
         """Take over what the store holds, as far as the state still needs it.
 
         A secret that is to be destroyed at some time may be gone already; any other must be there.
 
+        :param whole: whether that is asked for now; else :meth:`require` asks.
         :raises Tampered: ``secret-missing``, ``secret-other``.
         """
         for entry, place in state.secrets.items():
             secret = found.get(entry)
             if secret is None:
-                if place.until is None:
+                if place.until is None and whole:
                     raise Tampered("secret-missing", f"the store lacks the key that arrived beside log entry {entry}")
                 continue
             if not same(_name(secret), place.commitment):
@@ -82,6 +83,29 @@ class Vault:
 
     def __len__(self) -> int:
         return len(self._secrets)
+
+
+@final
+class Doomed:
+    """Secrets whose time is over, kept until no replica can replace the entries that ended it (clause 13.17.3)."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._entries: frozenset[int] = frozenset()
+
+    def due(self, dead: tuple[int, ...], size: int, lasting: int) -> tuple[int, ...]:
+        """Which of the dead ones to destroy.
+
+        :param size: entries of the log, after which they are dead; :param lasting: of them cannot be replaced.
+        """
+        if lasting >= size:
+            self._entries = frozenset()
+            return dead
+        if lasting < self._size:
+            return ()
+        now = tuple(entry for entry in dead if entry in self._entries)
+        self._size, self._entries = size, frozenset(dead)
+        return now
 
 
 def _name(secret: SecretBytes) -> bytes:

@@ -7,7 +7,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, final
 
-from cloister.adapters.keyservice import AttestedKeyService, HeadMemory, KeyServiceLink, Transport, VolatileHeads
+from cloister.adapters.http.blocking import HttpClient
+from cloister.adapters.keyservice import (
+    AttestedKeyService,
+    HeadMemory,
+    HttpTransport,
+    KeyServiceLink,
+    Transport,
+    VolatileHeads,
+)
 from cloister.attest.bundle import TrustBundle
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Unavailable
@@ -51,7 +59,10 @@ class LinkCaller:
 
     def say(self, statement: bytes, keys: tuple[SecretBytes, ...]) -> dict[str, Any]:
         """See the port. What is written and not confirmed is said again, to the byte, as clients do."""
-        description = self._link.settled().description
+        try:
+            description = self._link.settled().description
+        except Unavailable as error:
+            raise UnsaidError from error
         result = self._until_confirmed(statement, keys)
         receipt = check_statement_receipt(result, statement, description.log_keys)
         self._link.saw(description.keyservice, receipt.head)
@@ -68,7 +79,8 @@ class LinkCaller:
             try:
                 result: dict[str, Any] = self._link.call(calls.STATEMENT, body, keys)
             except Unavailable as error:
-                if error.code in _UNWRITTEN and "written" not in error.details and len(sent) < 2:
+                unwritten = error.code in _UNWRITTEN and "written" not in error.details
+                if len(sent) < 2 and (unwritten or getattr(error.__cause__, "code", "") == "connect-failed"):
                     raise UnsaidError from error
                 if not left or "written" not in error.details:
                     raise
@@ -137,3 +149,31 @@ class HostileNetwork:
 
 def _lost() -> Unavailable:
     return Unavailable("keyservice-unreachable", "the network lost it", retry_after=1.0)
+
+
+@final
+class OverHttp:
+    """``Transport`` to wherever it answers now.
+
+    :param origins: asked at each exchange: an address, or several separated by commas.
+    """
+
+    def __init__(self, client: HttpClient, origins: Callable[[], str]) -> None:
+        self._client = client
+        self._origins = origins
+        self._transport = HttpTransport(client, origins())
+        self._at = origins()
+
+    def get(self, path: str, *, limit: int) -> bytes:
+        """See the port."""
+        return self._now().get(path, limit=limit)
+
+    def post(self, path: str, body: bytes, *, limit: int) -> bytes:
+        """See the port."""
+        return self._now().post(path, body, limit=limit)
+
+    def _now(self) -> HttpTransport:
+        if self._at != self._origins():
+            self._at = self._origins()
+            self._transport = HttpTransport(self._client, self._at)
+        return self._transport

@@ -14,12 +14,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol, final
+from typing import Any, Final, Protocol, final
 
 from cloister.attest.policy import Policy
 from cloister.base.errors import CloisterError, Refused, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
+from cloister.log.entry import STATEMENT, Entry
 from cloister.testing.linearizability import Operation, require_linearizable
 from cloister.testing.people import Person
 from cloister.wire.provisioning import Release, ReleaseRequest
@@ -36,6 +37,8 @@ from cloister.wire.statements import (
     Validity,
     key_commitment,
 )
+
+_AFTER_FAILURE_S: Final = 0.05
 
 # --- what may happen to one (model, user) ---
 
@@ -128,11 +131,13 @@ class History:
     """Operations by what they concern; thread-safe. ``clock`` is one for all.
 
     :ivar errors: codes of calls that came to nothing, and how often.
+    :ivar calls: of all that were answered or came to nothing: when, until when, and whether it was an answer.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.errors: dict[str, int] = defaultdict(int)
+        self.calls: list[tuple[float, float, bool]] = []
         self._lock = threading.Lock()
         self._done: dict[int, list[Operation[Act]]] = defaultdict(list)
         self._lost: dict[tuple[int, str], list[Operation[Act]]] = defaultdict(list)
@@ -144,6 +149,7 @@ class History:
         """
         now = self.clock()
         with self._lock:
+            self.calls.append((called, now, True))
             looks = isinstance(act, (Released, Denied, Saw))
             self._done[thing].append(Operation(who, act, called, now, looks=looks))
             if settles:
@@ -155,11 +161,13 @@ class History:
         with self._lock:
             self._lost[thing, who].append(Operation(who, act, called, until, certain=False))
 
-    def failed(self, error: Exception) -> None:
-        """For the count."""
+    def failed(self, error: Exception, called: float) -> None:
+        """For the count; a refusal is an answer."""
         told = error if isinstance(error, CloisterError) else error.__cause__
         with self._lock:
             self.errors[getattr(told, "code", "internal")] += 1
+            if not isinstance(told, Refused):
+                self.calls.append((called, self.clock(), False))
 
     def of(self, thing: int) -> list[Operation[Act]]:
         """Everything about one thing."""
@@ -276,6 +284,25 @@ class Storm:
             raise AssertionError
         return self.history
 
+    def lost_and_repeated(self, link: Says) -> tuple[int, int]:
+        """How many acknowledged statements are not in the log where they were acknowledged to be, or there twice.
+
+        Asked of the KeyService by those whom they concern (query ``events``), with the proofs that it gives.
+        """
+        found: dict[bytes, list[int]] = defaultdict(list)
+        for pair in self._pairs:
+            for person in (pair.owner, pair.second_owner, pair.user, pair.second_user):
+                after = 0
+                while after >= 0:
+                    page = link.ask(person.query("events", {"after": after}))
+                    for item in page["items"]:
+                        entry = Entry.decode(item["entry"])
+                        if entry.kind == STATEMENT and item["index"] not in found[entry.body]:
+                            found[entry.body].append(item["index"])
+                    after = page["next"]
+        lost = [done for statement, done in self.acknowledged if done["entry"] not in found[statement]]
+        return len(lost), sum(len(indices) - 1 for indices in found.values() if len(indices) > 1)
+
     def _run(self, act: Callable[[], None]) -> None:
         while not self._stop.is_set():
             try:
@@ -321,16 +348,16 @@ class Storm:
         try:
             result = link.say(statement, keys)
         except Refused as error:  # it changed nothing (6.2), unless the network said it before we did
-            self.history.failed(error)
+            self.history.failed(error, called)
             if error.code == "statement-replayed":
                 self.history.lost(pair.number, who.id.hex()[:8], act, called, until=self.history.clock())
         except UnsaidError as error:
-            self.history.failed(error)
-            self._stop.wait(0.02)
+            self.history.failed(error, called)
+            self._stop.wait(_AFTER_FAILURE_S)
         except CloisterError as error:
-            self.history.failed(error)
+            self.history.failed(error, called)
             self.history.lost(pair.number, who.id.hex()[:8], act, called)
-            self._stop.wait(0.02)
+            self._stop.wait(_AFTER_FAILURE_S)
         else:
             self.history.did(pair.number, who.id.hex()[:8], act, called, settles=True)
             self.acknowledged.append((statement, result))
@@ -345,12 +372,12 @@ class Storm:
             try:
                 release = link.release(request)
             except Refused as error:
-                self.history.failed(error)
+                self.history.failed(error, called)
                 if error.code == "release-refused":
                     self.history.did(pair.number, name, Denied(number), called)
             except Unavailable as error:  # nothing left; or nobody heard of it
-                self.history.failed(error)
-                self._stop.wait(0.02)
+                self.history.failed(error, called)
+                self._stop.wait(_AFTER_FAILURE_S)
             else:
                 if release.key != pair.key(number):
                     msg = "another key than the one asked for"
@@ -367,8 +394,8 @@ class Storm:
             try:
                 items = link.ask(pair.owner.query("access"))["items"]
             except (Unavailable, Refused) as error:  # refused when the network asked before us
-                self.history.failed(error)
-                self._stop.wait(0.02)
+                self.history.failed(error, called)
+                self._stop.wait(_AFTER_FAILURE_S)
                 return
             grants = [item["quota"] for item in items if item["kind"] == "grant"]
             consents = [pair.policies.index(item["policy"]) for item in items if item["kind"] == "consent"]

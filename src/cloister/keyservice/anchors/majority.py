@@ -166,11 +166,6 @@ class MajorityAnchor:
         term = self._term
         return term.inner.confirmed() if term and term.inner else None
 
-    def lasting(self) -> int | None:
-        """See the port."""
-        head = self.seen()
-        return 0 if head is None else head.size
-
     def proof(self) -> bytes:
         """The newest co-signed head."""
         head = self.seen()

@@ -39,7 +39,7 @@ class AnchorState:
 
 class Anchor(Protocol):
     """Port: confirmation of heads. Safe for many threads; the log's lock must not be held during any call but
-    :meth:`time` and :meth:`confirmed`.
+    :meth:`time`, :meth:`confirmed` and :meth:`seen`.
     """
 
     @property
@@ -69,8 +69,8 @@ class Anchor(Protocol):
     def confirmed(self) -> LogHead | None:
         """The newest confirmed head, with its co-signatures; never waits."""
 
-    def lasting(self) -> int | None:
-        """How many entries are in a confirmed head, so that no replica replaces them; ``None`` where none ever does."""
+    def seen(self) -> LogHead | None:
+        """The newest confirmed head known here, which may be of another history or longer than ours; never waits."""
 
     def proof(self) -> bytes:
         """What the store shall keep beside the next entries; empty for nothing; never waits."""
@@ -110,8 +110,8 @@ class Unanchored:
         """Nothing was."""
         return None
 
-    def lasting(self) -> int | None:
-        """All: there is nobody to replace them."""
+    def seen(self) -> LogHead | None:
+        """None."""
         return None
 
     def proof(self) -> bytes:

@@ -152,9 +152,9 @@ class WitnessAnchor:
         """Whether so many witnesses know another or a later history that this one cannot be confirmed."""
         return self._shut == SUPERSEDED
 
-    def lasting(self) -> int | None:
-        """See the port: whoever asks witnesses alone replaces nothing."""
-        return None
+    def seen(self) -> LogHead | None:
+        """See the port."""
+        return self._confirmed
 
     def proof(self) -> bytes:
         """Nothing: the witnesses remember."""
