@@ -22,6 +22,13 @@ class WitnessPort(Protocol):
         :raises CloisterError: it does not co-sign, or cannot be reached.
         """
 
+    def follow_log_keys(self, body: bytes) -> bytes | int:
+        """As :meth:`add_checkpoint`, after the log's key was retired (clause 13.27.7).
+
+        :raises CloisterError: it does not co-sign, cannot be reached, or does not know this request, as C2SP's own
+            witnesses: whoever operates those tells them the key.
+        """
+
     def newest(self, keyservice: bytes) -> bytes | None:
         """The checkpoint that it co-signed last, with its co-signature, unverified; empty before the first; ``None``
         when it does not tell, as C2SP's own witnesses do not (clause 13.8.1).
@@ -45,11 +52,18 @@ class HttpWitness:
         :raises Refused: ``witness-refused``: 403, 404. :raises Tampered: ``log-fork``: 422.
         :raises Unavailable: ``witness-away``: anything else, or no answer in time.
         """
+        return self._ask("/add-checkpoint", body)
+
+    def follow_log_keys(self, body: bytes) -> bytes | int:
+        """See the port; raises as :meth:`add_checkpoint`."""
+        return self._ask("/follow-log-keys", body)
+
+    def _ask(self, path: str, body: bytes) -> bytes | int:
         try:
             answer = self._client.request(
                 "POST",
                 self._address,
-                "/add-checkpoint",
+                path,
                 content=body,
                 max_answer=MAX_CHECKPOINT,
                 deadline_s=WITNESS_DEADLINE_S,
@@ -71,7 +85,8 @@ class HttpWitness:
                 raise Refused(
                     "witness-refused",
                     f"the witness at {self._address} does not know this log, or not this key",
-                    hint="Its operator adds it with `cloister witness add --log-key`.",
+                    hint="Its operator adds it with `cloister witness add --log-key`; one of another make must be told "
+                    "of the new log key after `cloister keyservice rotate-root`.",
                 )
             case status:
                 raise Unavailable("witness-away", f"the witness at {self._address} answers with status {status}")

@@ -6,9 +6,9 @@
     cloister witness show --state DIR
 
 `init` prints the public key, which a KeyService's configuration and trust bundles name. `add` tells it of a
-KeyService's log (`cloister keyservice init` prints the key), also while it runs. `show` says what it co-signed last,
-and exits with 1 when it holds proof that a log was forked. Never restore an older copy of DIR, and never run two:
-retire the witness.
+KeyService's log (`cloister keyservice init` prints the key), also while it runs; log keys after a rotation it follows
+by itself. `show` says what it co-signed last, and exits with 1 when it holds proof that a log was forked. Never
+restore an older copy of DIR, and never run two: retire the witness.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where key and store are")
     parser.add_argument("--name", default="", help="init: a label on its signature lines, like witness.example/w1")
     parser.add_argument("--keep", action="store_true", help="init: a witness that is there already is kept and told")
-    parser.add_argument("--log-key", metavar="HEX", help="add: the Ed25519 key that signs the log's heads")
+    parser.add_argument("--log-key", metavar="HEX", help="add: the first Ed25519 key that signed the log's heads")
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"run: default {DEFAULT_LISTEN}")
 
 
@@ -99,6 +99,9 @@ def _show(args: argparse.Namespace, out: Output) -> int:
             "size": record.newest.size,
             "root": record.newest.root.hex(),
             "time": record.newest.time,
+            "generation": record.log_keys.generation,
+            "log_key": record.log_key.hex(),
+            "rivals": [certificate.hex() for certificate in record.rivals],
             "forks": [note.decode("utf-8", "replace") for note in record.conflicts],
         }
         for record in records
@@ -107,6 +110,10 @@ def _show(args: argparse.Namespace, out: Output) -> int:
     for log in logs:
         when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(log["time"])) if log["time"] else "never"
         lines.append(f"  {log['keyservice']}  {log['size']} entries, co-signed {when}")
+        if log["generation"]:
+            lines.append(f"    its root was rotated {log['generation']} times; its log key is {log['log_key']}")
+        if log["rivals"]:
+            lines += ["    FORKED: a log key named another successor too, in", *log["rivals"]]
         lines += ["    FORKED: the log signed both of these", *log["forks"]] if log["forks"] else []
     out.result({"witness": identity.key.public_key.hex(), "name": identity.name, "logs": logs}, "\n".join(lines))
-    return 1 if any(log["forks"] for log in logs) else 0
+    return 1 if any(log["forks"] or log["rivals"] for log in logs) else 0

@@ -16,6 +16,7 @@ from cloister.log.entry import (
     BUNDLE,
     HAND_OVER,
     RELEASE,
+    ROTATION,
     SERVICE_KEY_EPOCH,
     STATEMENT,
     BundleRecord,
@@ -118,6 +119,9 @@ def describe(index: int, entry: Entry) -> dict[str, Any]:
             f"root secret handed over to a KeyService ({given.tee}, {_code(given.measurements)}, configuration "
             f"{_short(row['configuration_digest'])}), by trust bundle {given.bundle_version}"
         )
+        return row
+    if entry.kind == ROTATION:
+        row["what"] = "the KeyService's root was rotated: another log key signs from here on"
         return row
     row["what"] = "the log began"
     return row

@@ -8,6 +8,7 @@ import signal
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,12 +41,12 @@ from cloister.keyservice.replication.handover import Donor
 from cloister.keyservice.replication.peers import HttpPeer, replica_identity
 from cloister.keyservice.replication.replica import Peer, Replica
 from cloister.keyservice.root import Root, make_root, new_root
+from cloister.keyservice.rotation import require_root, rotate_root, settled_root, stored
 from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
 from cloister.keyservice.standing import Standing
 from cloister.keyservice.storage.port import Rows
-from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_keeper, observe_replica
 from cloister.log.entry import Genesis
@@ -184,11 +185,27 @@ def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock) -> Root:
     return root
 
 
+def kept_root(state: Path, sealer: Sealer) -> Root:
+    """The root of a KeyService that was made or joined in this directory.
+
+    :raises Unavailable: ``state-missing``, ``state-unreadable``. :raises Tampered: as :func:`settled_root`.
+    """
+    return settled_root(state / ROOT_FILE, sealer, partial(SqliteRows, state / STORE_FILE))
+
+
+def rotate(
+    state: Path, sealer: Sealer, settings: Settings, *, clock: Clock, witnesses: Sequence[WitnessPort] = ()
+) -> Root:
+    """Give the KeyService of this directory, which does not run, another root; raises as :func:`rotate_root`."""
+    rows = partial(SqliteRows, state / STORE_FILE)
+    return rotate_root(state / ROOT_FILE, sealer, settings, rows, clock=clock, witnesses=witnesses)
+
+
 def begin(rows: Rows, root: Root, settings: Settings, clock: Clock) -> Ledger:
     """A new log in an empty store."""
     try:
         genesis = Genesis(root.id, root.log_key.public_key, settings.measured().encoded)
-        return Ledger.begin(SealedStore(rows, root.store_key, root.id), clock, genesis)
+        return Ledger.begin(stored(rows, root), clock, genesis)
     except BaseException:
         rows.close()
         raise
@@ -232,11 +249,10 @@ def assemble(
                 hint="Say --peer URL for each other replica; `replicas` in the configuration says how many there are.",
             )
         anchor = make_anchor(settings, root, witnesses, clock, events)
-        store = SealedStore(rows, root.store_key, root.id, root.entry_keys, block_entries=block_entries)
-        ledger = Ledger(store, clock, anchor, tee.measurement)
+        ledger = Ledger(stored(rows, root, block_entries), clock, anchor, tee.measurement)
         ledger.watch(lambda error: events.event("store-tampered", level="error", code=error.code))
         if not settings.replicas or ledger.head().size:  # a replica that joined has nothing yet
-            ledger.require_genesis(root.id)
+            require_root(ledger, root, catching_up=bool(settings.replicas))
         bundles = make_bundles(settings, ledger, bundle, events)
         configuration = settings.measured()
         epochs = Epochs(
@@ -329,6 +345,7 @@ def make_anchor(
             threshold=settings.witness_threshold,
             keyservice=root.id,
             log_key=root.log_key,
+            log_keys=root.log_keys,
             clock=clock,
             events=events,
         )

@@ -28,6 +28,7 @@ from cloister.base.limits import (
     REPLICA_ROWS,
     REPLICA_ROWS_BYTES,
 )
+from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import same
 from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.proposals import (
@@ -51,6 +52,7 @@ from cloister.keyservice.vault import Doomed
 from cloister.log.entry import GENESIS, SALT_LENGTH, STATEMENT, Entry, Genesis, entry_leaf
 from cloister.log.merkle import MerkleTree
 from cloister.wire.calls import LogHead
+from cloister.wire.log_keys import LogKeys
 
 _SWEEP_S: Final = 10.0  # how often dead secrets are looked for
 
@@ -140,6 +142,11 @@ class Ledger:
         if genesis.keyservice != keyservice:
             raise Tampered("store-other", "the store holds the log of another KeyService")
         return genesis
+
+    def log_keys(self) -> LogKeys | None:
+        """The KeyService's log keys, as far as the durable log names them."""
+        with self._lock:
+            return self._state.log_keys
 
     @property
     def condemned(self) -> Tampered | None:
@@ -348,6 +355,16 @@ class Ledger:
             self._closed = True
             self._store.close()
         self._tell()
+
+    def rotate(self, entry: Entry, store_key: SecretBytes) -> None:
+        """Write the entry from which on another root signs and seals (13.27.6); only :meth:`close` may follow.
+
+        :raises Tampered: ``log-order``: it does not fit here; otherwise as ``KeyStore.rekey``.
+        """
+        with self._lock:
+            self._closed = True
+            apply(self._state, entry)
+            self._store.rekey(store_key, NewEntry(entry.encode(), None))
 
     # --- as one of several replicas (clauses 13.16 to 13.21) ---
 

@@ -66,7 +66,7 @@ class Root:
         """A fresh one that follows this, from log entry ``size`` on (clause 13.27.1).
 
         :param tree_root: of the log's first ``size`` entries. :param time: the KeyService's.
-        :raises InvalidInput: ``limit-reached``.
+        :raises Refused: ``limit-reached``.
         """
         fresh = new_root()
         certificate = KeyCertificate(self.id, self.generation + 1, fresh.log_key.public_key, size, tree_root, time)
@@ -172,6 +172,38 @@ def open_root(path: Path, sealer: Sealer) -> Root:
         raise Tampered("unseal-failed", f"{path} was sealed for another purpose or by another version") from error
 
 
+def replace_root(path: Path, newer: Path) -> None:
+    """Put ``newer`` in the place of ``path``, durably; after a failure it may have happened.
+
+    :raises Unavailable: ``state-unwritable``.
+    """
+    try:
+        newer.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise Unavailable("state-unwritable", f"{path} cannot be replaced: {error.strerror}") from error
+
+
+def remove_root(path: Path) -> None:
+    """Remove one that nothing hangs on, durably; there may be none.
+
+    :raises Unavailable: ``state-unwritable``.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        _sync(path.parent)
+    except OSError as error:
+        raise Unavailable("state-unwritable", f"{path} cannot be removed: {error.strerror}") from error
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that must not exist yet, durably.
 
@@ -187,11 +219,7 @@ def write_new(path: Path, data: bytes) -> None:
         except OSError:
             path.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except FileExistsError as error:
         raise Refused(
             "state-exists",

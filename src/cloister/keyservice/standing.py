@@ -50,6 +50,8 @@ class Standing:
         return {
             "keyservice": root.id.hex(),
             "log_key": root.log_key.public_key.hex(),
+            "log_keys": [key.hex() for key in root.log_keys.all],
+            "generation": root.generation,
             "address": self.address(),
             "tee": self.tee.attester.tee.value,
             "simulated": self.tee.attester.tee is TeeType.SIMULATION,

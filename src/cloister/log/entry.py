@@ -26,7 +26,8 @@ RELEASE: Final = "release"
 SERVICE_KEY_EPOCH: Final = "service-key"
 BUNDLE: Final = "bundle"
 HAND_OVER: Final = "hand-over"
-KINDS: Final = (GENESIS, STATEMENT, RELEASE, SERVICE_KEY_EPOCH, BUNDLE, HAND_OVER)
+ROTATION: Final = "rotation"
+KINDS: Final = (GENESIS, STATEMENT, RELEASE, SERVICE_KEY_EPOCH, BUNDLE, HAND_OVER, ROTATION)
 # Grows whenever an entry may hold what the version before cannot read: a kind, a field, a type of statement (13.26.8).
 LEVEL: Final = 1
 SALT_LENGTH: Final = 32
@@ -40,7 +41,8 @@ class Entry:
 
     :param kind: one of ``KINDS``.
     :param time: Unix seconds; never below that of the entry before it.
-    :param body: ``statement``: the COSE_Sign1 as received; otherwise the encoding of the record of that kind.
+    :param body: ``statement``: the COSE_Sign1 as received; ``rotation``: the new log key's certificate (13.27.1);
+        otherwise the encoding of the record of that kind.
     """
 
     kind: str

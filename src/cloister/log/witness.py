@@ -1,7 +1,7 @@
 """What a witness decides, and what its co-signatures are worth (spec/protocol.md, clauses 13.8 to 13.12). Pure.
 
-A witness's state for one log is :class:`Witnessed`; :func:`judge` is its only transition. :func:`require_quorum` is
-what a caller asks of a head.
+What a witness knows of one log is :class:`Witnessed`, which only :func:`judge` changes, and the log's keys, which only
+:func:`follow` does. :func:`require_quorum` is what a caller asks of a head.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cloister.crypto.digest import same
 from cloister.log.merkle import EMPTY_ROOT, verify_consistency
 from cloister.wire.calls import LogHead
 from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, Cosignature
+from cloister.wire.log_keys import LogKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,29 @@ def judge(known: Witnessed, request: AddCheckpoint, checkpoint: Checkpoint, now:
         raise InvalidInput("checkpoint-malformed", "a proof from an empty log is empty")
     verify_consistency(known.size, known.root, checkpoint.size, checkpoint.root, request.proof)
     return Witnessed(checkpoint.size, checkpoint.root, max(known.time, int(now)))
+
+
+def follow(known: LogKeys, newest: Witnessed, told: LogKeys) -> LogKeys:
+    """The log keys after being told of these, which are of the same KeyService and verified (clause 13.27.7).
+
+    :raises Refused: ``witness-not-signed``: the last of them was retired.
+    :raises Tampered: ``log-fork``: they part from those that are followed, detail ``rival`` has from which on; or the
+        key that is followed would have ended before the newest head that it signed.
+    """
+    if known.continues(told):
+        if known != told:
+            raise Refused("witness-not-signed", "the log key was retired: this witness follows a later one")
+        return known
+    if not told.continues(known):
+        pairs = zip(known.encoded, told.encoded, strict=False)
+        rival = next(number for number, (ours, theirs) in enumerate(pairs) if ours != theirs)
+        raise Tampered(
+            "log-fork", f"log key {rival} of this KeyService names two successors", details={"rival": str(rival)}
+        )
+    ends = told.certificates[known.generation]
+    if ends.size < newest.size or (ends.size == newest.size and not same(ends.root, newest.root)):
+        raise Tampered("log-fork", "the log key is said to have ended before the newest head that it signed")
+    return told
 
 
 def _conflict(known: Witnessed, *, forked: bool) -> Refused:

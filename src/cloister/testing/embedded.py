@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, final
 
 from cloister.adapters.keyservice import BUNDLE_PATH
@@ -16,7 +17,7 @@ from cloister.base.limits import BLOCK_ENTRIES
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin
+from cloister.keyservice.app import NO_BUNDLE, ROOT_FILE, Assembled, Tee, assemble, begin
 from cloister.keyservice.limiting.rates import Rates
 from cloister.keyservice.replication.handover import (
     CHALLENGE_PATH,
@@ -26,7 +27,8 @@ from cloister.keyservice.replication.handover import (
     LEADER_HANDOVER_PATH,
 )
 from cloister.keyservice.replication.replica import Peer, Replica
-from cloister.keyservice.root import root_of
+from cloister.keyservice.root import Root, keep_root, root_of
+from cloister.keyservice.rotation import rotate_root
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.storage.port import Rows
@@ -45,7 +47,8 @@ from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, S
 class EmbeddedKeyService:
     """``cloister.adapters.keyservice.Transport`` to a KeyService that lives as long as this object.
 
-    :param seed: of its root secret; the same one over the same disk is the same KeyService.
+    :param seed: of its root secret; the same one over the same disk is the same KeyService. ``root``: one that was
+        rotated, instead.
     :param witnesses: how it reaches those that its settings name with ``witness_keys``.
     :param bundle_key: signs the trust bundle under which it runs: ``bundle``, or one that names it.
     :param identity: and ``peers``: of one of several replicas; ``empty``: which joined, and has no entry yet.
@@ -61,6 +64,7 @@ class EmbeddedKeyService:
         disk: MemoryDisk | None = None,
         rows: Rows | None = None,
         seed: bytes = b"r" * 32,
+        root: Root | None = None,
         runtime_tee: SimulatedTee | None = None,
         collateral: CollateralSource | None = None,
         bundle_digest: Callable[[], bytes] = lambda: NO_BUNDLE,
@@ -87,7 +91,7 @@ class EmbeddedKeyService:
             code, values=self.settings.measured().values, key=self.runtime_tee.key, clock=self.clock
         )
         self.events = events or MemoryLog()
-        self._root = root_of(SecretBytes(seed))
+        self.root = root or root_of(SecretBytes(seed))
         self._rows = rows
         self._witnesses = tuple(witnesses)
         self._identity = identity
@@ -99,7 +103,7 @@ class EmbeddedKeyService:
         self.bundle = self.tee.bundle(bundle_key) if bundle is None and bundle_key is not None else bundle
         self._bundle_digest = bundle_digest
         if rows is None and not self.disk.tables["entries"] and not empty:
-            begin(MemoryRows(self.disk), self._root, self.settings, self.clock).close()
+            begin(MemoryRows(self.disk), self.root, self.settings, self.clock).close()
         self.assembled = self._assemble()
 
     def as_tee(self) -> Tee:
@@ -108,10 +112,9 @@ class EmbeddedKeyService:
 
     def _assemble(self) -> Assembled:
         tee = self.as_tee()
-        rows = self._rows if self._rows is not None else MemoryRows(self.disk)
         return assemble(
-            rows,
-            self._root,
+            self._storage(),
+            self.root,
             tee,
             self.settings,
             clock=self.clock,
@@ -125,6 +128,9 @@ class EmbeddedKeyService:
             rates=self._rates,
             block_entries=self._block_entries,
         )
+
+    def _storage(self) -> Rows:
+        return self._rows if self._rows is not None else MemoryRows(self.disk)
 
     def _offered(self) -> bytes:
         if self.bundle is None or self._bundle_key is None:
@@ -146,16 +152,27 @@ class EmbeddedKeyService:
     @property
     def id(self) -> bytes:
         """The KeyService's id."""
-        return self._root.id
+        return self.root.id
 
     @property
     def log_key(self) -> bytes:
         """Public half of its log key."""
-        return self._root.log_key.public_key
+        return self.root.log_key.public_key
 
     def restart(self) -> None:
         """Close it and start it again on the same disk."""
         self.close()
+        self.assembled = self._assemble()
+
+    def rotate(self, folder: Path) -> None:
+        """Stop it, rotate its root, whose sealed file is in ``folder``, and start it again."""
+        self.close()
+        path = folder / ROOT_FILE
+        if not path.exists():
+            keep_root(path, self.root, self.tee.sealer())
+        self.root = rotate_root(
+            path, self.tee.sealer(), self.settings, self._storage, clock=self.clock, witnesses=self._witnesses
+        )
         self.assembled = self._assemble()
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
@@ -323,6 +323,13 @@ class LocalCloud:
         own = [*self._keyservice_arguments(), "--listen", self.keyservice_listen]
         self._spawn("keyservice", ["keyservice", "run", *own, *arguments], address)
         return self._wait("keyservice", address)
+
+    def rotate_root(self) -> dict[str, Any]:
+        """Give the KeyService, which is stopped, another root; what the command says."""
+        witnesses = [word for address in self.start_witnesses() for word in ("--witness", address)]
+        said = self._run("keyservice", "rotate-root", *self._keyservice_arguments(), *witnesses, "--json")
+        found: dict[str, Any] = json.loads(said)
+        return found
 
     def start_gateway(self, keyservice: str) -> str:
         """Returns its address."""

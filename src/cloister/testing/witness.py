@@ -54,11 +54,18 @@ class LocalWitness:
 
     def add_checkpoint(self, body: bytes) -> Answer:
         """See the port."""
+        return self._answer(self.witness.add_checkpoint, body)
+
+    def follow_log_keys(self, body: bytes) -> Answer:
+        """See the port."""
+        return self._answer(self.witness.follow_log_keys, body)
+
+    def _answer(self, cosign: Callable[[bytes], Answer], body: bytes) -> Answer:
         if self.hold is not None:
             self.hold.wait(60)
         if self.away:
             raise Unavailable("witness-away", "the witness gives no answer")
-        answer = self.lie(self.witness.add_checkpoint(body))
+        answer = self.lie(cosign(body))
         self.seen.append((body, answer))
         return answer
 

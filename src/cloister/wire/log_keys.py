@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cloister.base.errors import InvalidInput, Tampered
-from cloister.base.limits import MAX_KEY_CERTIFICATE, MAX_ROOT_GENERATIONS
+from cloister.base.errors import InvalidInput, Refused, Tampered
+from cloister.base.limits import MAX_ADD_CHECKPOINT, MAX_KEY_CERTIFICATE, MAX_LOG_KEYS, MAX_ROOT_GENERATIONS
 from cloister.crypto.digest import Context, digest, same
 from cloister.crypto.sign import PUBLIC_KEY_LENGTH, SigningKey
 from cloister.wire import cbor, cose
@@ -143,11 +143,11 @@ class LogKeys:
     def then(self, certificate: bytes) -> LogKeys:
         """These keys, and the one that is named by the present one.
 
-        :raises InvalidInput: anything malformed; ``limit-reached``.
+        :raises InvalidInput: anything malformed. :raises Refused: ``limit-reached``.
         :raises Tampered: ``signature-invalid``: not by the present key; ``log-keys-broken``: by it, and out of place.
         """
         if self.generation + 1 >= MAX_ROOT_GENERATIONS:
-            raise InvalidInput("limit-reached", f"a KeyService has at most {MAX_ROOT_GENERATIONS} log keys")
+            raise Refused("limit-reached", f"a KeyService has at most {MAX_ROOT_GENERATIONS} log keys")
         found = KeyCertificate.verify(certificate, self.current)
         last = self.certificates[-1].time if self.certificates else 0
         good = (
@@ -198,8 +198,8 @@ class LogKeys:
         return {"log_key": self.current} | ({"log_keys": self.items()} if self.certificates else {})
 
     @staticmethod
-    def take(fields: Fields, keyservice: bytes) -> LogKeys:
-        """What :meth:`fields` said in a message of this KeyService.
+    def take(fields: Fields, keyservice: bytes | None = None) -> LogKeys:
+        """What :meth:`fields` said in a message of this KeyService; ``None``: of whichever it is.
 
         :raises InvalidInput: ``keyservice-id``: they are another's; ``log-keys-malformed`` and as :meth:`read`.
         :raises Tampered: as :meth:`then`.
@@ -210,6 +210,36 @@ class LogKeys:
             keys = LogKeys.read(fields.items("log_keys", limit=MAX_ROOT_GENERATIONS))
             if not keys.certificates or keys.current != current:
                 raise InvalidInput("log-keys-malformed", "the log keys do not lead to the present one")
-        if not same(keys.keyservice, keyservice):
+        if keyservice is not None and not same(keys.keyservice, keyservice):
             raise InvalidInput("keyservice-id", "the KeyService's id is not that of its first log key")
         return keys
+
+
+@dataclass(frozen=True, slots=True)
+class FollowLogKeys:
+    """What a witness is told after a rotation: the log keys, and a checkpoint by the new one (clause 13.27.7).
+
+    :param checkpoint: the body of ``add-checkpoint``.
+    """
+
+    log_keys: LogKeys
+    checkpoint: bytes
+
+    def encode(self) -> bytes:
+        """The body of ``follow-log-keys``."""
+        return cbor.encode({"log_keys": self.log_keys.items(), "checkpoint": self.checkpoint})
+
+    @staticmethod
+    def decode(data: bytes) -> FollowLogKeys:
+        """:raises InvalidInput: anything malformed. :raises Tampered: as :meth:`LogKeys.read`."""
+        what = "the log keys"
+        fields = Fields(cbor.decode(data, limit=MAX_FOLLOW_LOG_KEYS, what=what), what)
+        found = FollowLogKeys(
+            LogKeys.read(fields.items("log_keys", limit=MAX_ROOT_GENERATIONS)),
+            fields.blob("checkpoint", limit=MAX_ADD_CHECKPOINT),
+        )
+        fields.done()
+        return found
+
+
+MAX_FOLLOW_LOG_KEYS: Final = MAX_LOG_KEYS + MAX_ADD_CHECKPOINT + 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final, final
 
 from cloister.adapters.http.limits import ServerLimits
@@ -13,14 +14,23 @@ from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import CONTENT_TYPE, Registry
 from cloister.base.errors import CloisterError, InvalidInput
 from cloister.base.limits import MAX_ADD_CHECKPOINT
+from cloister.wire.log_keys import MAX_FOLLOW_LOG_KEYS
 from cloister.witness.service import Witness
 
 PATH: Final = "/add-checkpoint"
+FOLLOW_PATH: Final = "/follow-log-keys"
 _NEWEST: Final = re.compile(r"/checkpoint/([0-9a-f]{64})")
 THREADS: Final = 4  # they wait for the disk; one log's requests wait for each other
 QUEUE: Final = 64
 # C2SP's statuses; every other code has that of its family.
-_STATUS: Final = {"witness-log-unknown": 404, "witness-not-signed": 403, "log-fork": 422, "log-rollback": 422}
+_STATUS: Final = {
+    "witness-log-unknown": 404,
+    "witness-not-signed": 403,
+    "log-fork": 422,
+    "log-rollback": 422,
+    "log-keys-broken": 422,
+    "signature-invalid": 403,
+}
 _TEXT: Final = (("content-type", "text/plain; charset=utf-8"), ("cache-control", "no-store"))
 _SIZE: Final = (("content-type", "text/x.tlog.size"), ("cache-control", "no-store"))
 
@@ -33,7 +43,7 @@ class WitnessServer:
         self._witness = witness
         self._log = log
         self._workers = Workers(THREADS, QUEUE, name="witness")
-        limits = ServerLimits(max_body=MAX_ADD_CHECKPOINT + 1024, max_connections=256)
+        limits = ServerLimits(max_body=MAX_FOLLOW_LOG_KEYS + 1024, max_connections=256)
         self._server = HttpServer(self._answer, log=log, limits=limits)
         self.registry = Registry()
         self._requests = self.registry.counter("cloister_witness_requests_total", "Requests, by outcome.", ("outcome",))
@@ -59,7 +69,9 @@ class WitnessServer:
     async def _answer(self, request: Request) -> Response:
         match request.method, request.path:
             case "POST", path if path == PATH:
-                return await self._add(request)
+                return await self._add(request, self._witness.add_checkpoint, MAX_ADD_CHECKPOINT)
+            case "POST", path if path == FOLLOW_PATH:
+                return await self._add(request, self._witness.follow_log_keys, MAX_FOLLOW_LOG_KEYS)
             case "GET", path if found := _NEWEST.fullmatch(path):
                 return await self._newest(bytes.fromhex(found[1]))
             case "GET", "/healthz":
@@ -77,10 +89,10 @@ class WitnessServer:
                 return Response(_STATUS[error.code], _TEXT, f"{error.message}\n".encode())
             raise
 
-    async def _add(self, request: Request) -> Response:
-        body = bytes(await request.body(MAX_ADD_CHECKPOINT))
+    async def _add(self, request: Request, cosign: Callable[[bytes], bytes | int], limit: int) -> Response:
+        body = bytes(await request.body(limit))
         try:
-            answer = await self._workers.run(self._witness.add_checkpoint, body)
+            answer = await self._workers.run(cosign, body)
         except CloisterError as error:
             self._requests.add(error.code)
             if error.code.startswith(("log-", "witness-store")):

@@ -8,12 +8,17 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from cloister.base.clock import Clock
-from cloister.base.errors import Refused, Tampered, Unavailable
+from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import WITNESS_REPEATS_PER_S
 from cloister.crypto.sign import SigningKey
-from cloister.log.witness import judge
+from cloister.log.witness import follow, judge
 from cloister.wire.checkpoint import AddCheckpoint, SignedNote, check_name, cosignature_line, cosigned_note
+from cloister.wire.log_keys import FollowLogKeys, LogKeys
 from cloister.witness.store import Record, WitnessStore
+
+
+def _unknown() -> Refused:
+    return Refused("witness-log-unknown", "this witness was not told of that log")
 
 
 @dataclass(slots=True)
@@ -53,12 +58,41 @@ class Witness:
         note = SignedNote.parse(request.note)
         keyservice = note.checkpoint.keyservice
         if self._store.read(keyservice) is None:  # before a lock is made for it
-            raise Refused("witness-log-unknown", "this witness was not told of that log")
+            raise _unknown()
         with self._lock(keyservice):
             record = self._store.read(keyservice)
             if record is None:
-                raise Refused("witness-log-unknown", "this witness was not told of that log")
-            return self._answer(record, request, note)
+                raise _unknown()
+            return self._answer(record, request, note, record.log_keys)
+
+    def follow_log_keys(self, body: bytes) -> bytes | int:
+        """As :meth:`add_checkpoint`, of a log whose key was retired: co-signs under the new one, and no more under the
+        old one, if the old one named it and the log goes on (13.27.7).
+
+        :raises InvalidInput: ``checkpoint-malformed``, ``log-keys-malformed``.
+        :raises Refused: ``witness-log-unknown``, ``witness-not-signed``.
+        :raises Tampered: ``log-fork``: another history, or another successor of one key; ``signature-invalid``,
+            ``log-keys-broken``; ``witness-store-corrupt``.
+        :raises Unavailable: ``witness-store-failed``, ``rate-limited``.
+        """
+        told = FollowLogKeys.decode(body)
+        request = AddCheckpoint.decode(told.checkpoint)
+        note, keyservice = SignedNote.parse(request.note), told.log_keys.keyservice
+        if note.checkpoint.keyservice != keyservice:
+            raise InvalidInput("checkpoint-malformed", "the checkpoint is of another KeyService than the log keys")
+        if self._store.read(keyservice) is None:  # before a lock is made for it
+            raise _unknown()
+        with self._lock(keyservice):
+            record = self._store.read(keyservice)
+            if record is None:
+                raise _unknown()
+            try:
+                keys = follow(record.log_keys, record.newest, told.log_keys)
+            except Tampered as error:
+                if "rival" in error.details:
+                    self._replace(record, record.with_rival(told.log_keys.encoded[int(error.details["rival"])]))
+                raise
+            return self._answer(record, request, note, keys)
 
     def newest(self, keyservice: bytes) -> bytes:
         """The checkpoint that it co-signed last, with that co-signature again; empty before the first (13.8.1).
@@ -67,7 +101,7 @@ class Witness:
         :raises Unavailable: ``witness-store-failed``, ``rate-limited``.
         """
         if self._store.read(keyservice) is None:
-            raise Refused("witness-log-unknown", "this witness was not told of that log")
+            raise _unknown()
         with self._lock(keyservice):
             self._charge(keyservice)
             record = self._store.read(keyservice)
@@ -77,9 +111,10 @@ class Witness:
         again = note.checkpoint.cosign(self.key, record.newest.time)  # the very same signature: it says nothing new
         return cosigned_note(note, record.log_key, self.name, again)
 
-    def _answer(self, record: Record, request: AddCheckpoint, note: SignedNote) -> bytes | int:
+    def _answer(self, record: Record, request: AddCheckpoint, note: SignedNote, keys: LogKeys) -> bytes | int:
         try:
-            checkpoint = note.verify(record.log_key)
+            checkpoint = note.verify(keys.current)
+            keys.require_current(checkpoint.size)
         except Tampered as error:
             raise Refused("witness-not-signed", "the checkpoint is not signed by its log") from error
         if checkpoint.size <= record.newest.size:
@@ -90,16 +125,16 @@ class Witness:
             if error.details["forked"] == "yes":
                 self._keep(record, request.note)
             return int(error.details["size"])
-        after = replace(record, newest=newest, note=request.note)
-        if after != record:
-            self._store.replace(record, after)
+        self._replace(record, replace(record, log_keys=keys, newest=newest, note=request.note))
         return cosignature_line(self.name, checkpoint.cosign(self.key, newest.time))
 
     def _keep(self, record: Record, note: bytes) -> None:
         """Two checkpoints of one size, both signed by the log, prove a fork to anybody."""
-        kept = record.with_conflict(note)
-        if kept is not record:
-            self._store.replace(record, kept)
+        self._replace(record, record.with_conflict(note))
+
+    def _replace(self, before: Record, after: Record) -> None:
+        if after != before:
+            self._store.replace(before, after)
 
     def record(self, keyservice: bytes) -> Record | None:
         """What it knows of a log; raises as the store."""

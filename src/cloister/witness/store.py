@@ -18,39 +18,59 @@ from pathlib import Path
 from typing import Final, Protocol, final
 
 from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
-from cloister.base.limits import KIB, MAX_CHECKPOINT, MAX_KEPT_CONFLICTS, MAX_WITNESSED_LOGS
+from cloister.base.limits import (
+    KIB,
+    MAX_CHECKPOINT,
+    MAX_KEPT_CONFLICTS,
+    MAX_LOG_KEYS,
+    MAX_ROOT_GENERATIONS,
+    MAX_WITNESSED_LOGS,
+)
 from cloister.crypto.digest import same
-from cloister.crypto.sign import PUBLIC_KEY_LENGTH
 from cloister.log.witness import Witnessed
 from cloister.wire import cbor
-from cloister.wire.calls import keyservice_id
 from cloister.wire.cbor import Fields
+from cloister.wire.log_keys import LogKeys
 
 LOCK_FILE: Final = "lock"
 LOGS: Final = "logs"
 _SUFFIX: Final = ".log"
 NOTHING: Final = Witnessed()  # seen of a log
 _WHAT: Final = "the witness's record"
-_LIMIT: Final = (MAX_KEPT_CONFLICTS + 2) * MAX_CHECKPOINT
+_LIMIT: Final = (MAX_KEPT_CONFLICTS + 2) * MAX_CHECKPOINT + 2 * MAX_LOG_KEYS
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """What is known of one log.
 
+    :param log_keys: from the first one, which it was told, to the only one whose checkpoints are co-signed.
     :param note: the checkpoint that was co-signed last, as it was signed by the log; empty before the first.
     :param conflicts: checkpoints signed by the log that contradict one co-signed here, each with that one before it.
+    :param rivals: certificates by one of its log keys for another successor than the one that is followed.
     """
 
-    log_key: bytes
+    log_keys: LogKeys
     newest: Witnessed = NOTHING
     note: bytes = b""
     conflicts: tuple[bytes, ...] = ()
+    rivals: tuple[bytes, ...] = ()
+
+    @property
+    def log_key(self) -> bytes:
+        """The present log key."""
+        return self.log_keys.current
 
     @property
     def keyservice(self) -> bytes:
         """Whose log it is."""
-        return keyservice_id(self.log_key)
+        return self.log_keys.keyservice
+
+    def with_rival(self, certificate: bytes) -> Record:
+        """The same, with proof that a log key named two successors; unchanged when it is known, or enough are."""
+        if certificate in self.rivals or len(self.rivals) + 1 > MAX_ROOT_GENERATIONS:
+            return self
+        return replace(self, rivals=(*self.rivals, certificate))
 
     def with_conflict(self, note: bytes) -> Record:
         """The same, with proof of a fork; unchanged when it is known, or enough are."""
@@ -60,16 +80,16 @@ class Record:
 
     def encode(self) -> bytes:
         """The file's content."""
-        data = cbor.encode(
-            {
-                "log_key": self.log_key,
-                "size": self.newest.size,
-                "root": self.newest.root,
-                "time": self.newest.time,
-                "note": self.note,
-                "conflicts": list(self.conflicts),
-            }
-        )
+        content = self.log_keys.fields() | {
+            "size": self.newest.size,
+            "root": self.newest.root,
+            "time": self.newest.time,
+            "note": self.note,
+            "conflicts": list(self.conflicts),
+        }
+        if self.rivals:
+            content["rivals"] = list(self.rivals)
+        data = cbor.encode(content)
         return hashlib.sha256(data).digest() + data
 
     @staticmethod
@@ -82,11 +102,12 @@ class Record:
             newest = Witnessed(fields.integer("size"), fields.blob("root", exactly=32), fields.integer("time"))
             conflicts = tuple(fields.items("conflicts", limit=MAX_KEPT_CONFLICTS))
             note = fields.blob("note", limit=MAX_CHECKPOINT)
-            record = Record(fields.blob("log_key", exactly=PUBLIC_KEY_LENGTH), newest, note, conflicts)
+            rivals = tuple(fields.items("rivals", limit=MAX_ROOT_GENERATIONS)) if fields.has("rivals") else ()
+            record = Record(LogKeys.take(fields), newest, note, conflicts, rivals)
             fields.done()
-        except InvalidInput as error:
+        except (InvalidInput, Tampered) as error:
             raise _corrupt("is malformed") from error
-        if not all(type(item) is bytes for item in conflicts):
+        if not all(type(item) is bytes for item in (*conflicts, *rivals)):
             raise _corrupt("is malformed")
         return record
 
@@ -177,11 +198,12 @@ class WitnessStore:
     def add(self, log_key: bytes) -> Record:
         """Begin to witness a log.
 
+        :param log_key: its first one; later ones are followed by themselves (13.27.7).
         :raises Refused: ``witness-log-known``, ``limit-reached``. :raises Unavailable: ``witness-store-failed``.
         """
         if len(self.logs()) >= MAX_WITNESSED_LOGS:
             raise Refused("limit-reached", f"a witness keeps at most {MAX_WITNESSED_LOGS} logs")
-        record = Record(log_key)
+        record = Record(LogKeys(log_key))
         path = self._path(record.keyservice)
         temporary = path.with_suffix(f".{secrets.token_hex(8)}")
         try:
@@ -221,8 +243,9 @@ class WitnessStore:
         :raises Tampered: ``witness-went-back``: a fault of ours, which stops here. :raises Unavailable:
             ``witness-store-failed``.
         """
-        if after.newest.size < before.newest.size or after.newest.time < before.newest.time:
-            raise Tampered("witness-went-back", "a witness never goes back in size or time")
+        back = after.newest.size < before.newest.size or after.newest.time < before.newest.time
+        if back or not after.log_keys.continues(before.log_keys):
+            raise Tampered("witness-went-back", "a witness never goes back in size, time or log keys")
         path = self._path(after.keyservice)
         temporary = path.with_suffix(".new")
         try:

@@ -345,6 +345,18 @@ def test_s7_the_joiner_can_name_the_keyservice_it_means(world: World) -> None:
     refused("keyservice-other", lambda: world.receive(giver=other, expected=world.ks.id))
 
 
+def test_s7_s9_a_rotated_root_is_handed_over_with_all_that_leads_to_it(world: World, tmp_path: Path) -> None:
+    """What reads old entries comes along; a root of another generation than the one that was attested is refused."""
+    world.ks.rotate(tmp_path)
+    got = world.receive(expected=ROOT.id)
+    assert (got.id, got.generation, got.encode()) == (ROOT.id, 1, world.ks.root.encode())
+    assert got.entry_keys == ((world.ks.root.log_keys.begins, ROOT.store_key),)
+    genuine = world.ks.root
+    for other in (ROOT, genuine.rotated(100, bytes(32), 2**33), ROOT.rotated(genuine.log_keys.begins, bytes(32), 1)):
+        world.ks.service._giver()._root = other
+        refused("handover-other", world.receive, Tampered)
+
+
 def test_s7_the_network_changes_nothing_of_what_is_handed_over(world: World) -> None:
     with pytest.raises(CloisterError):
         world.receive(giver=InBetween(world.ks, challenge=secrets.token_bytes(56)))

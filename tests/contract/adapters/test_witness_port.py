@@ -16,6 +16,7 @@ from cloister.log.merkle import MerkleTree, leaf_hash
 from cloister.testing.witness import LocalWitness, WitnessProcess
 from cloister.wire.calls import keyservice_id
 from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, parse_cosignatures, parse_cosigned_note
+from cloister.wire.log_keys import FollowLogKeys, KeyCertificate, LogKeys
 
 LOG = SigningKey.generate()
 KS = keyservice_id(LOG.public_key)
@@ -70,6 +71,41 @@ def test_the_port(witness: tuple[WitnessPort, bytes]) -> None:
     with pytest.raises((InvalidInput, Unavailable)):
         port.add_checkpoint(b"noise")
     assert isinstance(port.add_checkpoint(body(TREE, 7, 9)), bytes)
+
+
+def test_a_retired_log_key_is_followed_by_the_one_it_named(witness: tuple[WitnessPort, bytes]) -> None:
+    port, key = witness
+    new, third = SigningKey.generate(), SigningKey.generate()
+    assert isinstance(port.add_checkpoint(body(TREE, 0, 4)), bytes)
+    with pytest.raises(Refused):
+        port.add_checkpoint(body(TREE, 4, 6, new))
+    keys = LogKeys(LOG.public_key).then(KeyCertificate(KS, 1, new.public_key, 5, TREE.root(5), 1).sign(LOG))
+    assert port.follow_log_keys(FollowLogKeys(keys, body(TREE, 3, 6, new)).encode()) == 4
+    assert port.newest(KS) is not None
+    answer = port.follow_log_keys(FollowLogKeys(keys, body(TREE, 4, 6, new)).encode())
+    assert isinstance(answer, bytes)
+    assert [found.key for found in parse_cosignatures(answer, Checkpoint(KS, 6, TREE.root(6)), [key])] == [key]
+    told = port.newest(KS)
+    assert told is not None
+    assert parse_cosigned_note(told, new.public_key, [key])
+    assert isinstance(port.add_checkpoint(body(TREE, 6, 7, new)), bytes)
+    assert isinstance(
+        port.follow_log_keys(FollowLogKeys(keys, body(TREE, 7, 7, new)).encode()), bytes
+    )  # says nothing new
+    rival = LogKeys(LOG.public_key).then(KeyCertificate(KS, 1, third.public_key, 5, TREE.root(5), 1).sign(LOG))
+    bad: list[tuple[bytes, type[CloisterError]]] = [
+        (FollowLogKeys(rival, body(TREE, 7, 9, third)).encode(), Tampered),
+        (FollowLogKeys(LogKeys(LOG.public_key), body(TREE, 7, 9)).encode(), Refused),
+        (FollowLogKeys(keys, body(TREE, 7, 9)).encode(), Refused),
+        (FollowLogKeys(keys, body(OTHER, 7, 9, new)).encode(), Tampered),
+    ]
+    for data, family in bad:
+        with pytest.raises(family):
+            port.follow_log_keys(data)
+    with pytest.raises(Refused):
+        port.add_checkpoint(body(TREE, 7, 9))
+    with pytest.raises((InvalidInput, Unavailable)):
+        port.follow_log_keys(b"noise")
 
 
 def test_what_does_not_tell_is_told_apart_from_what_is_away(witness: tuple[WitnessPort, bytes]) -> None:

@@ -19,6 +19,7 @@ from cloister.client.identity import (
 from cloister.client.keyring import FILE, Keyring, ModelKey, RequestKey
 from cloister.crypto.sign import SigningKey
 from cloister.wire.calls import LogHead
+from cloister.wire.log_keys import KeyCertificate, LogKeys
 from cloister.wire.statements import REQUEST_KEY, identity_id
 
 KS = bytes(range(32))
@@ -89,6 +90,13 @@ def test_a_keyring_keeps_what_it_is_given(tmp_path: Path) -> None:
     assert again.request_key("m") == RequestKey(REQUEST_KEY, b"p" * 32, None, key)
     assert again.request_models() == ["m"]
     assert again.newest(KS) == head
+    first = SigningKey.from_seed(key)
+    keys = LogKeys(first.public_key)
+    assert again.log_keys(keys.keyservice) is None
+    longer = keys.then(KeyCertificate(keys.keyservice, 1, b"k" * 32, 5, b"r" * 32, 7).sign(first))
+    for seen in (keys, longer, keys):  # a shorter one never takes the place of a longer one
+        ring.remember_log_keys(seen)
+    assert again.log_keys(keys.keyservice) == longer
     again.drop_request_key("m")
     assert ring.request_key("m") is None
 

@@ -24,6 +24,7 @@ from cloister.keyservice.state.encoding import Copy, Reader, copy, rows, version
 from cloister.keyservice.state.state import SecretPlace, State
 from cloister.keyservice.state.tables import Table
 from cloister.log.entry import BundleRecord, Genesis
+from cloister.wire.log_keys import KeyCertificate, LogKeys
 from cloister.wire.statements import Validity
 
 ONE, TWO, NAME = b"1" * 32, b"2" * 32, b"n" * 32
@@ -50,6 +51,8 @@ def full() -> State:
     state = State(BLOCK)
     state.size, state.time, state.genesis = 11, 1_900_000_000, Genesis(NAME, ONE, b"configuration")
     state.bundle = BundleRecord(3, NAME, b"bundle")
+    certified = KeyCertificate(NAME, 1, TWO, 5, NAME, 7)
+    state.log_keys = LogKeys(ONE, (certified,), (b"certificate",))
     state.identities.put(ONE, Identity(ONE, TWO, NAME, 7, 8, 9, True, (ONE, TWO)))
     state.identities.put(TWO, Identity(TWO, ONE, NAME, 1, 2))
     state.policies.put(NAME, b"policy" * 9_000)

@@ -18,6 +18,7 @@ from cloister.testing.clock import FakeClock
 from cloister.testing.logs import MemoryLog
 from cloister.testing.witness import LocalWitness, local_witnesses
 from cloister.wire.calls import LogHead, keyservice_id
+from cloister.wire.log_keys import LogKeys
 
 LOG = SigningKey.generate()
 KS = keyservice_id(LOG.public_key)
@@ -37,6 +38,7 @@ class Bench:
             threshold=2,
             keyservice=KS,
             log_key=LOG,
+            log_keys=LogKeys(LOG.public_key),
             clock=self.clock,
             events=MemoryLog(),
             patience_s=patience_s,
@@ -160,6 +162,7 @@ def test_too_few_addresses_are_refused(bench: Bench) -> None:
             threshold=2,
             keyservice=KS,
             log_key=LOG,
+            log_keys=LogKeys(LOG.public_key),
             clock=bench.clock,
             events=MemoryLog(),
         )

@@ -15,6 +15,7 @@ from cloister.testing.clock import FakeClock
 from cloister.testing.witness import LocalWitness
 from cloister.wire.calls import keyservice_id
 from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, SignedNote, parse_cosignatures, parse_cosigned_note
+from cloister.wire.log_keys import LogKeys
 from cloister.witness.app import initialise, read_identity
 from cloister.witness.store import Record, WitnessStore
 
@@ -118,7 +119,7 @@ def test_strangers_and_unsigned_heads_are_refused(witness: LocalWitness) -> None
         with pytest.raises(Refused) as caught:
             witness.add_checkpoint(body)
         assert caught.value.code == code
-    assert witness.record(KS) == Record(LOG.public_key)
+    assert witness.record(KS) == Record(LogKeys(LOG.public_key))
 
 
 def test_it_tells_what_it_signed_last_and_says_nothing_new_by_that(witness: LocalWitness, clock: FakeClock) -> None:
@@ -168,7 +169,7 @@ def test_a_changed_store_stops_it(witness: LocalWitness, change: str) -> None:
             "flip": data[:60] + bytes([data[60] ^ 1]) + data[61:],
             "cut": data[:-1],
             "empty": b"",
-            "other-log": replace(witness.record(KS), log_key=SigningKey.generate().public_key).encode(),
+            "other-log": replace(witness.record(KS), log_keys=LogKeys(SigningKey.generate().public_key)).encode(),
         }[change]
     )
     with pytest.raises(Tampered) as caught:

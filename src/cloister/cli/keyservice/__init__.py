@@ -4,6 +4,7 @@
     cloister keyservice join   --state DIR --from URL [--keyservice ID] [the options of `run`]
     cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
     cloister keyservice measure [--simulation-key FILE] [--configuration FILE]
+    cloister keyservice rotate-root --state DIR [--simulation-key FILE] [--configuration FILE] [--witness URL ...]
     cloister keyservice status --state DIR | --address URL
     cloister keyservice backup --state DIR --out FILE
     cloister keyservice restore --state DIR --from FILE [--not-before-head HEAD] [--witness URL]
@@ -11,7 +12,8 @@
 `init` makes the root secret, sealed to this code and this configuration, and prints what a trust bundle must name.
 `join` gets the root secret from a running one after mutual attestation: as its replica, or as a successor that the
 trust bundle names. `measure` prints how a trust bundle names this build.
-`run` serves until it is told to stop (SIGTERM finishes what is under way). `status` asks a running one.
+`run` serves until it is told to stop (SIGTERM finishes what is under way). `rotate-root` gives one that is
+stopped another root, and with it a new log key, under the same id. `status` asks a running one.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from cloister.cli.keyservice import backup, init, join, measure, restore, serve, status
+from cloister.cli.keyservice import backup, init, join, measure, restore, rotate_root, serve, status
 from cloister.cli.output import Output
 
 ACTIONS: Final = {
@@ -28,6 +30,7 @@ ACTIONS: Final = {
     "join": join,
     "run": serve,
     "measure": measure,
+    "rotate-root": rotate_root,
     "status": status,
     "backup": backup,
     "restore": restore,

@@ -121,11 +121,10 @@ def _write(target: Path, source: io.BufferedReader, progress: Progress) -> Writt
 
 
 def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
-    from cloister.keyservice.app import ROOT_FILE, STORE_FILE
+    from cloister.keyservice.app import ROOT_FILE, STORE_FILE, kept_root
     from cloister.keyservice.backup.writing import backup_pieces, sealed_root
     from cloister.keyservice.ledger import Ledger
-    from cloister.keyservice.root import open_root
-    from cloister.keyservice.storage.sealed import SealedStore
+    from cloister.keyservice.rotation import require_root, stored
     from cloister.keyservice.storage.sqlite import SqliteRows
 
     if not (args.state / STORE_FILE).exists():
@@ -137,13 +136,11 @@ def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
             f"{place.tee.attester.tee.value} has no sealing key: a KeyService that is stopped cannot be opened there",
             hint="Take the backup from one that runs.",
         )
-    root = open_root(args.state / ROOT_FILE, place.tee.sealer)
+    root = kept_root(args.state, place.tee.sealer)
     rows = SqliteRows(args.state / STORE_FILE)
     try:
-        ledger = Ledger(
-            SealedStore(rows, root.store_key, root.id, root.entry_keys), place.clock, None, place.tee.measurement
-        )
-        ledger.require_genesis(root.id)
+        ledger = Ledger(stored(rows, root), place.clock, None, place.tee.measurement)
+        require_root(ledger, root, catching_up=bool(place.settings.replicas))
         pieces = backup_pieces(
             ledger,
             log_keys=root.log_keys,

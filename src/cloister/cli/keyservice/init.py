@@ -40,8 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
-    from cloister.keyservice.app import ROOT_FILE, STORE_FILE, initialise
-    from cloister.keyservice.root import open_root
+    from cloister.keyservice.app import ROOT_FILE, STORE_FILE, initialise, kept_root
 
     state: Path = args.state
     place = options.open_place(args)
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         return 0
     # Of several, one with a root secret and no store has just joined, or lost its store: it catches up.
     if args.keep and (there[0] or (there[1] and args.peer)):
-        root = open_root(state / ROOT_FILE, tee.sealer)
+        root = kept_root(state, tee.sealer)
     else:
         root = initialise(state, tee, place.settings, place.clock)
     out.result(

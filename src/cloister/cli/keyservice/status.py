@@ -69,6 +69,8 @@ def _asked(client: HttpClient, address: str) -> dict[str, object]:
         "address": address,
         "tee": description.evidence.tee,
         "epoch": description.epoch.hex(),
+        "generation": description.log_keys.generation,
+        "log_keys": [key.hex() for key in description.log_keys.all],
         "entries": head.size,
         "root": head.root.hex(),
         "time": head.time,
@@ -104,6 +106,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, bool | None]]:
     yield "releases keys", "yes" if found["releases"] else "no", bool(found["releases"])
     yield from _role(found)
     yield "log", f"{found['entries']} entries", True
+    yield "log key", f"{found['log_key']}, root {found['generation']}", True
     if found["head"]:
         yield "head", f"{found['head']['size']}:{found['head']['root']}", True
     yield from _confirmed(found)

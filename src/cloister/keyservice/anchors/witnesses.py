@@ -23,6 +23,7 @@ from cloister.keyservice.anchors.port import AnchorState, HeadSource
 from cloister.log.witness import agreed_time
 from cloister.wire.calls import LogHead
 from cloister.wire.checkpoint import AddCheckpoint, Checkpoint, Cosignature, parse_cosignatures
+from cloister.wire.log_keys import FollowLogKeys, LogKeys
 
 SUPERSEDED: Final = "keyservice-superseded"
 UNCONFIRMED: Final = "keyservice-unconfirmed"
@@ -67,6 +68,7 @@ class WitnessAnchor:
         threshold: int,
         keyservice: bytes,
         log_key: SigningKey,
+        log_keys: LogKeys,
         clock: Clock,
         events: EventLog,
         patience_s: float = CONFIRM_PATIENCE_S,
@@ -82,6 +84,7 @@ class WitnessAnchor:
         self._threshold = threshold
         self._keyservice = keyservice
         self._log_key = log_key
+        self._log_keys = log_keys
         self._clock = clock
         self._events = events
         self._patience = patience_s
@@ -307,7 +310,7 @@ class WitnessAnchor:
         answer: bytes | int = at
         for _ in range(_ATTEMPTS):
             proof = self._source.consistency(at, target.size)
-            answer = line.port.add_checkpoint(AddCheckpoint(at, proof, note).encode())
+            answer = self._show(line, AddCheckpoint(at, proof, note).encode())
             if not isinstance(answer, int):
                 found = parse_cosignatures(answer, checkpoint, self._keys)
                 if not found:
@@ -317,3 +320,12 @@ class WitnessAnchor:
                 break
             at = answer
         raise Refused("witness-conflict", f"the witness knows another head, of {int(answer)} entries")
+
+    def _show(self, line: _Line, body: bytes) -> bytes | int:
+        """One that follows a log key which was retired since is told of those after it (clause 13.27.7)."""
+        try:
+            return line.port.add_checkpoint(body)
+        except Refused:
+            if not self._log_keys.certificates:
+                raise
+        return line.port.follow_log_keys(FollowLogKeys(self._log_keys, body).encode())

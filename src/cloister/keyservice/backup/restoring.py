@@ -23,8 +23,8 @@ from cloister.keyservice.backup.judging import Known, require_known
 from cloister.keyservice.backup.writing import Progress, place_new
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.root import Root, open_root, write_new
+from cloister.keyservice.rotation import require_root, stored
 from cloister.keyservice.storage.port import ENTRIES, HEAD, SECRETS, TABLES, Row, Rows
-from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows, hold
 from cloister.log.frontier import Frontier
 from cloister.log.merkle import HASH_LENGTH
@@ -155,8 +155,8 @@ def authenticate(rows: Rows, root: Root, inspected: Inspected, clock: Clock) -> 
             "the root secret that is here is of another KeyService than the backup, or was rotated since",
             hint="Restore into an empty directory: the backup holds the root secret of its time, sealed.",
         )
-    ledger = Ledger(SealedStore(rows, root.store_key, root.id, root.entry_keys), clock)
-    ledger.require_genesis(root.id)
+    ledger = Ledger(stored(rows, root), clock)
+    require_root(ledger, root, catching_up=True)
     head = ledger.head()
     if head.size != inspected.end.size or not same(head.root, inspected.root):
         raise Tampered("backup-changed", "the leaf hashes in the backup are not those of its entries")

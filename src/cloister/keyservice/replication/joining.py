@@ -14,9 +14,9 @@ from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
-from cloister.keyservice.app import ROOT_FILE, STORE_FILE, Tee, initialise
+from cloister.keyservice.app import ROOT_FILE, STORE_FILE, Tee, initialise, kept_root
 from cloister.keyservice.replication.handover import Joiner
-from cloister.keyservice.root import Root, keep_root, open_root
+from cloister.keyservice.root import Root, keep_root
 from cloister.keyservice.settings import Settings
 
 
@@ -92,7 +92,7 @@ def find_root(
                 f"{tee.attester.tee.value} has no key that survives a restart",
                 hint="Name replicas that run with --peer: one of them hands the root secret over.",
             )
-        return open_root(state / ROOT_FILE, tee.sealer)
+        return kept_root(state, tee.sealer)
     until = clock.monotonic() + patience_s
     while True:
         try:

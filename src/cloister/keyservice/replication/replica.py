@@ -419,6 +419,8 @@ class Replica:
             return False
         if self._clock.monotonic() < self._rests_until or not self._ledger.position()[0]:
             return False
+        if self._ledger.log_keys() != self._root.log_keys:  # it lacks the rotation that it was handed over (13.27.8)
+            return False
         head = self._anchor.seen()
         return head is None or self._continues(head)
 

@@ -18,6 +18,7 @@ from cloister.base.ids import ModelId
 from cloister.crypto.digest import Context, digest
 from cloister.keyservice.state.state import SecretPlace, ServiceKeyName, State
 from cloister.log.entry import BundleRecord, Genesis
+from cloister.wire.log_keys import LogKeys
 
 TABLES: Final[Mapping[str, tuple[Any, Any]]] = {
     "identities": (bytes, Identity),
@@ -45,6 +46,7 @@ VALUES: Final[Mapping[str, Any]] = {
     "time": int,
     "genesis": Genesis | None,
     "bundle": BundleRecord | None,
+    "log_keys": LogKeys | None,
 }
 _VERSION: Final = 1  # of everything here that types do not say
 _MEMBERS: Final = 512  # of a set in one row

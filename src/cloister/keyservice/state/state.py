@@ -15,6 +15,7 @@ from cloister.base.limits import BLOCK_ENTRIES
 from cloister.keyservice.state.events import Events
 from cloister.keyservice.state.tables import Index, Journal, Table
 from cloister.log.entry import BundleRecord, Genesis
+from cloister.wire.log_keys import LogKeys
 
 EVERYBODY: Final = b""  # in ``events``: entries about the KeyService itself, which concern whoever rests on it
 ServiceKeyName = tuple[ModelId, bytes | None, bytes]
@@ -46,6 +47,7 @@ class State:
         self.time = 0
         self.genesis: Genesis | None = None
         self.bundle: BundleRecord | None = None
+        self.log_keys: LogKeys | None = None
         self.identities: Table[bytes, Identity] = Table(self.journal)
         self.policies: Table[bytes, bytes] = Table(self.journal)
         self.policies_of: Index[bytes, bytes] = Index(self.journal)

@@ -24,6 +24,7 @@ from cloister.keyservice.state.rules import authenticate
 from cloister.keyservice.state.state import EVERYBODY, SecretPlace, State
 from cloister.log import entry as log
 from cloister.log.entry import BundleRecord, Entry, Genesis, HandOverRecord, ReleaseRecord, ServiceKeyEpoch
+from cloister.wire.log_keys import LogKeys
 from cloister.wire.statements import (
     REQUEST_KEY,
     Consent,
@@ -53,15 +54,16 @@ def apply(state: State, entry: Entry) -> None:
     index = state.size
     if (entry.kind == log.GENESIS) != (index == 0) or entry.time < state.time:
         raise Tampered("log-order", f"log entry {index} cannot stand where it stands")
-    size, time, genesis, bundle = state.size, state.time, state.genesis, state.bundle
+    before = (state.size, state.time, state.genesis, state.log_keys, state.bundle)
 
     def undo() -> None:
-        state.size, state.time, state.genesis, state.bundle = size, time, genesis, bundle
+        state.size, state.time, state.genesis, state.log_keys, state.bundle = before
 
     state.journal.note(undo)
     match entry.kind:
         case log.GENESIS:
             state.genesis = Genesis.decode(entry.body)
+            state.log_keys = LogKeys(state.genesis.log_key)
         case log.STATEMENT:
             _statement(state, index, entry)
         case log.RELEASE:
@@ -75,9 +77,23 @@ def apply(state: State, entry: Entry) -> None:
         case log.HAND_OVER:
             HandOverRecord.decode(entry.body)
             _about(state, index, EVERYBODY)
+        case log.ROTATION:
+            _rotation(state, index, entry)
+            _about(state, index, EVERYBODY)
         case _:
             _service_key(state, index, ServiceKeyEpoch.decode(entry.body))
     state.size, state.time = index + 1, entry.time
+
+
+def _rotation(state: State, index: int, entry: Entry) -> None:
+    """Another log key signs from here on; the root before the rotation is for whoever has the tree."""
+    if state.log_keys is None:
+        raise Tampered("log-order", "the log's first entry names no log key")
+    keys = state.log_keys.then(entry.body)
+    certificate = keys.certificates[-1]
+    if (certificate.size, certificate.time) != (index, entry.time):
+        raise Tampered("log-order", f"log entry {index} holds a certificate that was made for another place")
+    state.log_keys = keys
 
 
 def _about(state: State, index: int, *parties: bytes) -> None:

@@ -248,5 +248,12 @@ class KeyStore(Protocol):
     def proof(self) -> bytes:
         """What was kept as proof last; empty for nothing. After :meth:`load`, raises as it."""
 
+    def rekey(self, key: SecretBytes, entry: NewEntry) -> None:
+        """Add one entry, without a secret, under another key, and bring head, proof and all secrets from the present
+        key to that one (13.27.6): all or nothing, durable on return. The store must be closed after it.
+
+        :raises Unavailable: ``store-unavailable``; it may have happened. :raises Tampered: as :meth:`load`.
+        """
+
     def close(self) -> None:
         """Give up the storage and its lock."""

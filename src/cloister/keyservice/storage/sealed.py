@@ -25,6 +25,7 @@ from cloister.keyservice.storage.port import (
     HEAD,
     SECRETS,
     SNAPSHOTS,
+    TABLES,
     Block,
     NewEntry,
     Row,
@@ -37,6 +38,7 @@ from cloister.wire import cbor
 from cloister.wire.cbor import Fields
 
 _SALT: Final = 32
+_LASTING: Final = (ENTRIES, SECRETS, HEAD)  # what other tables hold can be made anew from these
 
 
 @final
@@ -268,6 +270,32 @@ class SealedStore:
         self._doubtful = None
         self._chain.extend(links)
 
+    def rekey(self, key: SecretBytes, entry: NewEntry) -> None:
+        """Add an entry that begins under another key, and bring everything but the entries before it there; see the
+        port.
+        """
+        self._settle()
+        size, chain = self._size, self._at(self._size)
+        proof = self.proof()
+        found = [(at, self._at(at + 1), secret) for at, secret in self.secrets().items()]
+        drop = [(table, index) for table in TABLES if table not in _LASTING for index, _ in self._rows.scan(table)]
+        self._earlier, self._key = (*self._earlier, (size, self._key)), key
+        self._cut_short = True  # whatever comes of it: this object serves nobody any more
+        record = self._seal(ENTRIES, size, chain, entry.data)
+        put = [Row(ENTRIES, size, record), self._head_row(size + 1, chain_link(chain, record))]
+        put += [Row(SECRETS, at, self._seal(SECRETS, at, previous, secret.reveal())) for at, previous, secret in found]
+        if proof:
+            put.append(self._proof_row(proof))
+        self._rows.write(put, drop)
+
+    def belongs(self) -> bool | None:
+        """Whether the head is under the present key; ``None`` where there is none, as in an empty store.
+
+        :raises Unavailable: ``store-unavailable``. :raises Tampered: ``store-corrupt``.
+        """
+        record = self._rows.get(HEAD, 0)
+        return None if record is None else self._opens_head(self._key, record)
+
     def close(self) -> None:
         """Give up the storage and its lock."""
         self._rows.close()
@@ -318,11 +346,24 @@ class SealedStore:
         record = self._rows.get(HEAD, 0)
         if record is None:
             return None
+        if any(self._opens_head(key, record) for _, key in self._earlier):
+            raise Tampered(
+                "store-generation",
+                "the store is of the time before the KeyService's root was rotated",
+                hint="Somebody put an older store back. Restore the one that belongs to this root.",
+            )
         what = "the store's head"
         fields = Fields(cbor.decode(self._open(HEAD, 0, CHAIN_START, record), limit=256, what=what), what)
         head = fields.integer("size"), fields.blob("chain", exactly=LINK)
         fields.done()
         return head
+
+    def _opens_head(self, key: SecretBytes, record: bytes) -> bool:
+        try:
+            SealedStore(self._rows, key, self._id)._open(HEAD, 0, CHAIN_START, record)
+        except Tampered:
+            return False
+        return True
 
     def _seal(self, table: str, index: int, previous: bytes, plaintext: bytes) -> bytes:
         salt = secrets.token_bytes(_SALT)
