@@ -54,6 +54,8 @@ _TAKE_OVER: Final = frozenset({
     "challenge-malformed", "status-not-fresh",  # when another one answers the second of two questions
     "keyservice-bundle-differs",
 })  # fmt: skip
+# What no KeyService says that runs alone: worth waiting for before it was attested.
+_SEVERAL: Final = frozenset({"keyservice-leader-away", "keyservice-no-leader"})
 # The epoch ended between two exchanges, or another replica answered the second one: attesting anew helps.
 _EPOCH_ENDED: Final = frozenset({"call-epoch-gone", "status-not-fresh"})
 _TAKE_OVER_S: Final = 20.0  # how long one is waited for
@@ -496,13 +498,19 @@ class KeyServiceLink:
     def _ended(error: CloisterError, attempt: int) -> bool:
         return attempt == 1 and error.code in _EPOCH_ENDED
 
+    def waiting(self) -> Callable[[CloisterError], bool]:
+        """From now on: whether, after this error in a reply, it is worth while to ask again; waits a little."""
+        until, attempts = self._clock.monotonic() + _TAKE_OVER_S, count(1)
+        return lambda error: self._takes_over(error, until, next(attempts))
+
     def _takes_over(self, error: CloisterError, until: float, attempt: int) -> bool:
         """Whether it is worth while to ask again: there are replicas, and time; waits a little.
 
         One that leads no more and has not noticed shows an older head for some seconds; if it lasts it is an attack.
         """
         late = self._clock.monotonic() >= until or attempt * _TAKE_OVER_PAUSE_S >= _TAKE_OVER_S
-        if not self._replicated or error.code not in _TAKE_OVER or late:
+        several = self._replicated or error.code in _SEVERAL
+        if not several or error.code not in _TAKE_OVER or late:
             return False
         time.sleep(_TAKE_OVER_PAUSE_S)
         return True

@@ -76,7 +76,8 @@ class RuntimeSession:
         :raises Unavailable: the KeyService is away.
         :raises Tampered: evidence, status, reply or log head are not genuine.
         """
-        for attempt in range(_ATTEMPTS):
+        attempt, again = 0, self._link.waiting()
+        while attempt < _ATTEMPTS:
             session, sequence, keyservice = self._next(timings)
             call = seal_session_call(session, sequence, request.fields())
             floor = self._link.newest(keyservice)
@@ -84,13 +85,20 @@ class RuntimeSession:
                 try:
                     reply = self._link.exchange("/v1/session", call, limit=MAX_REPLY)
                 except CloisterError as error:
-                    if error.code in _GONE and attempt < _ATTEMPTS - 1:
+                    attempt += 1
+                    if error.code in _GONE and attempt < _ATTEMPTS:
                         self._drop(session)
                         continue
-                    if error.code == _UNREACHABLE and not attempt:
+                    if error.code == _UNREACHABLE and attempt == 1:
                         continue  # a kept connection may have died; the next call is another one, sealed anew
                     raise _away(error) from error
-                result = open_session_reply(session, call, reply)
+                try:
+                    result = open_session_reply(session, call, reply)
+                except Unavailable as error:
+                    if not again(error):
+                        raise
+                    self._drop(session)  # another replica of the KeyService takes over, and knows no session
+                    continue
             release = Release.read(result)
             self._link.saw(keyservice, release.head, floor=floor)
             return release

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, final
 
+import cloister
 from cloister.adapters.clock import SystemClock
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.tee.simulation import measure_installation
-from cloister.attest.bundle import TrustBundle
+from cloister.attest.bundle import Successor, TrustBundle
+from cloister.attest.policy import Policy
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.client.profile import Profile
 from cloister.crypto.sign import SigningKey
@@ -27,12 +32,44 @@ from cloister.testing.witness import WitnessProcess
 PATIENCE_S: Final = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Code and configuration of a KeyService.
+
+    :param package: another folder with the package; ``None`` for the installed one.
+    """
+
+    configuration: Path
+    package: Path | None = None
+
+    @property
+    def measurement(self) -> bytes:
+        """Of the code, as the simulated TEE measures it."""
+        return measure_installation(self.package and self.package / "cloister")
+
+    @property
+    def digest(self) -> bytes:
+        """Of the configuration."""
+        return read_settings(self.configuration).measured().digest
+
+    @property
+    def successor(self) -> Successor:
+        """As a trust bundle names it."""
+        return Successor(self.measurement, self.digest)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What makes a process run this code."""
+        return dict(os.environ) | ({} if self.package is None else {"PYTHONPATH": str(self.package)})
+
+
 @dataclass(slots=True)
 class ReplicaProcess:
-    """One of them: where it lies, and where it answers, each time it runs."""
+    """One of them: where it lies, what it runs, and where it answers, each time it runs."""
 
     folder: Path
     port: int
+    build: Build
     process: subprocess.Popen[bytes] | None = None
     address: str = field(init=False)
 
@@ -49,6 +86,13 @@ class ReplicaProcess:
         process, self.process = self.process, None
         if process is not None:
             process.kill()
+            process.wait(60)
+
+    def stop(self) -> None:
+        """SIGTERM, as an operator stops it."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.terminate()
             process.wait(60)
 
 
@@ -79,22 +123,11 @@ class ReplicaProcesses:
         )
         self.settings = read_settings(self.configuration)
         self.limits = plenty_of_everything(folder)
-        now = int(self.clock.now())
-        measurement = measure_installation()
-        bundle = TrustBundle(
-            root=self.bundle_key.public_key,
-            version=1,
-            name="replicas",
-            issued_at=now,
-            expires_at=now + 86_400,
-            keyservice=simulation_policy(measurement, configuration=[self.settings.measured().digest]),
-            accept_simulation=True,
-            simulation_keys=tuple(simulation),
-            witnesses=tuple(keys),
-            witness_threshold=2,
-        )
-        self.bundle.write_bytes(bundle.sign(self.bundle_key))
-        self.replicas = [ReplicaProcess(folder / f"ks{number}", port) for number, port in enumerate(_ports(count))]
+        self.build = Build(self.configuration)
+        self.bundle.write_bytes(self.sign(1, [self.build]))
+        self.replicas = [
+            ReplicaProcess(folder / f"ks{number}", port, self.build) for number, port in enumerate(_ports(count))
+        ]
         for replica, platform in zip(self.replicas, self.platforms, strict=True):
             replica.folder.mkdir()
             (replica.folder / "platform.key").write_text(platform.seed().reveal().hex(), encoding="ascii")
@@ -105,19 +138,53 @@ class ReplicaProcesses:
             witness.add(self.root.log_key.public_key)
             witness.start()
 
+    def sign(self, version: int, accepted: Sequence[Build], successors: Sequence[Build] = ()) -> bytes:
+        """A trust bundle of this version, whose policy accepts these builds; the file."""
+        now = int(self.clock.now())
+        rules = [
+            replace(simulation_policy(build.measurement, configuration=[build.digest]).rules[0], name=f"build-{number}")
+            for number, build in enumerate(accepted)
+        ]
+        bundle = TrustBundle(
+            root=self.bundle_key.public_key,
+            version=version,
+            name="replicas",
+            issued_at=now,
+            expires_at=now + 86_400,
+            keyservice=Policy(tuple(rules)),
+            accept_simulation=True,
+            simulation_keys=tuple(platform.public_key for platform in self.platforms),
+            witnesses=tuple(witness.key.public_key for witness in self.witnesses),
+            witness_threshold=2,
+            successors=tuple(build.successor for build in successors),
+        )
+        return bundle.sign(self.bundle_key)
+
+    def another_build(self, settings: str) -> Build:
+        """The installed code with a byte more, and further lines of configuration."""
+        folder = self.folder / "next"
+        shutil.copytree(
+            Path(cloister.__file__).parent, folder / "cloister", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        target = folder / "cloister" / "keyservice" / "service.py"
+        target.write_bytes(target.read_bytes() + b"#")
+        configuration = folder / "keyservice.toml"
+        configuration.write_text(self.configuration.read_text(encoding="utf-8") + settings, encoding="utf-8")
+        return Build(configuration, folder)
+
     def start(self, number: int, *arguments: str) -> None:
         """Start one; it joins first if it has no root secret yet. :meth:`until` waits for what it does."""
         replica = self.replicas[number]
         command = [sys.executable, "-m", "cloister", "keyservice", "run", "--json"]
         command += ["--listen", f"127.0.0.1:{replica.port}", "--state", str(replica.folder / "state")]
         command += ["--simulation-key", str(replica.folder / "platform.key")]
-        command += ["--configuration", str(self.configuration), "--bundle", str(self.bundle)]
+        command += ["--configuration", str(replica.build.configuration), "--bundle", str(self.bundle)]
         command += ["--limits", str(self.limits)]
         command += [word for other in self.replicas for word in ("--peer", other.address)]
         command += [word for witness in self.witnesses for word in ("--witness", witness.address)]
         with (replica.folder / "log.jsonl").open("ab") as log:
             replica.process = subprocess.Popen(  # noqa: S603  # ourselves
-                [*command, *arguments], stdout=subprocess.DEVNULL, stderr=log
+                [*command, *arguments], stdout=subprocess.DEVNULL, stderr=log, env=replica.build.environment
             )
 
     def start_all(self) -> None:

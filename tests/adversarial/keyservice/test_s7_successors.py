@@ -17,9 +17,12 @@ from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered,
 from cloister.client.audit import describe
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
+from cloister.keyservice.app import ROOT_FILE, Tee
 from cloister.keyservice.replication.handover import CHALLENGE_PATH, HANDOVER_PATH, Joiner, check_successor
+from cloister.keyservice.replication.joining import Joining, find_root
 from cloister.keyservice.replication.replica import FOLLOWER, LEADER, OUTGROWN
-from cloister.keyservice.root import Root
+from cloister.keyservice.root import Root, keep_root, open_root
+from cloister.keyservice.state.state import EVERYBODY
 from cloister.log import entry as log
 from cloister.log.entry import LEVEL, Entry
 from cloister.testing.clock import FakeClock
@@ -112,8 +115,7 @@ class World:
 
 def entries(ks: EmbeddedKeyService) -> list[dict[str, Any]]:
     """What the log says of the KeyService itself, as auditors read it."""
-    with ks.assembled.ledger.read() as (state, _):
-        indices = state.events.after(b"", 0, 100)
+    indices = ks.assembled.ledger.concerning(EVERYBODY, 0, 100)
     return [describe(index, Entry.decode(data)) for index, data, _ in ks.assembled.ledger.entries(indices)]
 
 
@@ -158,6 +160,49 @@ def test_s7_a_successor_that_the_bundle_names_gets_the_root_and_the_log_says_so(
     assert kinds == [log.BUNDLE, log.HAND_OVER]
     genesis = successor.assembled.ledger.require_genesis(successor.id).configuration
     assert genesis == world.ks.settings.measured().encoded != successor.settings.measured().encoded
+
+
+def test_s7_on_the_disk_of_the_build_before_it_a_successor_asks_for_the_root_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """What that build sealed stays shut to it; and where nobody hands over it stays as it was."""
+    leader, tee = cluster.leader(), successor_of(cluster)
+    own = Tee(tee.attester(), tee.sealer(), tee.measurement)
+    settings, state, events = replace(leader.settings, lease_s=30), tmp_path / "state", MemoryLog()
+    state.mkdir()
+    keep_root(state / ROOT_FILE, leader.root, leader.tee.sealer())
+    before = (state / ROOT_FILE).read_bytes()
+    assert leader.bundle is not None
+    bundle = upgrade(leader.bundle, leader.tee, tee, to=(pair(tee),))
+
+    def find(joining: Joining | None, **more: Any) -> Root:
+        return cluster.attempt(
+            lambda: find_root(state, own, settings, joining, clock=cluster.clock, events=events, **more)
+        )
+
+    def peers(*givers: Any) -> Joining:
+        return Joining(givers, lambda: bundle, NoCollateral(), leader.id)
+
+    refused("unseal-failed", lambda: find(None), Tampered)
+    refused("unseal-failed", lambda: find(peers(Away()), patience_s=0.0), Tampered)
+    refused("keyservice-bundle-differs", lambda: find(peers(leader)))  # nobody's bundle names it yet
+    assert (state / ROOT_FILE).read_bytes() == before
+    leader = offered(cluster, bundle)
+    assert find(peers(Away(), leader)).id == leader.id
+    assert open_root(state / ROOT_FILE, tee.sealer()).id == leader.id
+    assert (state / "root.before").read_bytes() == before
+    assert find(None).id == leader.id
+    assert [name for name, *_ in events.events][-2:] == ["root-sealed-otherwise", "joined"]
+
+
+class Away:
+    """Nobody there."""
+
+    def get(self, path: str, *, limit: int) -> bytes:
+        raise Unavailable("keyservice-unreachable", f"{path} {limit}")
+
+    def post(self, path: str, body: bytes, *, limit: int) -> bytes:
+        raise Unavailable("keyservice-unreachable", f"{path} {len(body)} {limit}")
 
 
 # --- what nobody signed gets nothing ---

@@ -45,6 +45,17 @@ def test_a_state_of_another_configuration_is_not_kept(tmp_path: Path, capsys: py
     assert "[unseal-failed]" in capsys.readouterr().err
 
 
+def test_of_replicas_another_build_or_configuration_joins_when_it_runs(
+    replica: Callable[..., list[object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert init(capsys, *replica(0))["log_key"]
+    changed = tmp_path / "keyservice.toml"
+    changed.write_text(changed.read_text() + "lease_s = 40\n")
+    assert init(capsys, *replica(0, "http://127.0.0.1:1"))["made"] is False
+    assert main([*map(str, replica(0))]) == 1
+    assert "[unseal-failed]" in capsys.readouterr().err
+
+
 def test_a_lost_store_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key, state = tmp_path / "simulation.key", tmp_path / "keyservice"
     key.write_text("22" * 32)

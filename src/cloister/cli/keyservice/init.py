@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from cloister.base.errors import Unavailable
+from cloister.base.errors import Tampered, Unavailable
 from cloister.cli.keyservice import options
 from cloister.cli.output import Output
 
@@ -52,12 +52,19 @@ def run(args: argparse.Namespace, out: Output) -> int:
             hint="`cloister keyservice run --new` makes a KeyService that lives as long as one of its replicas runs.",
         )
     there = (state / STORE_FILE).exists(), (state / ROOT_FILE).exists()
+    joins = {"replica": args.replica, "state": str(state), "made": False}
     if args.keep and not any(there) and (args.replica or args.keyservice or _answers(args.peer, place.clock)):
-        out.result({"replica": args.replica, "state": str(state), "made": False}, "it joins a replica when it runs")
+        out.result(joins, "it joins a replica when it runs")
         return 0
     # Of several, one with a root secret and no store has just joined, or lost its store: it catches up.
     if args.keep and (there[0] or (there[1] and args.peer)):
-        root = kept_root(state, tee.sealer)
+        try:
+            root = kept_root(state, tee.sealer)
+        except Tampered as error:
+            if not args.peer or error.code != "unseal-failed":
+                raise
+            out.result(joins, "another build sealed the root secret that is here: it joins a replica when it runs")
+            return 0
     else:
         root = initialise(state, tee, place.settings, place.clock)
     out.result(
