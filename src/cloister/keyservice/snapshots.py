@@ -79,7 +79,7 @@ def new_tree(store: KeyStore) -> MerkleTree:
 def _apply(store: KeyStore, start: Start | None, state: State, tree: MerkleTree) -> None:
     for data in store.load(start):
         try:
-            apply(state, Entry.decode(data))
+            apply(state, Entry.decode(data, sealed=True), sealed=True)
         except CloisterError as error:
             if error.code == "entry-unknown":
                 raise newer(state.size) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloister.base.errors import InvalidInput
-from cloister.base.ids import ID_LENGTH, ModelId
+from cloister.base.ids import ID_LENGTH, ModelId, parse_id
 from cloister.base.limits import MAX_BUNDLE, MAX_ENTRY
 from cloister.crypto import hpke
 from cloister.crypto.digest import Context, digest
@@ -55,9 +55,14 @@ class Entry:
         return cbor.encode({"kind": self.kind, "time": self.time, "salt": self.salt, "body": self.body})
 
     @staticmethod
-    def decode(data: bytes) -> Entry:
-        """:raises InvalidInput: anything malformed."""
-        fields = Fields(cbor.decode(data, limit=MAX_ENTRY, what=_WHAT), _WHAT)
+    def decode(data: bytes, *, sealed: bool = False) -> Entry:
+        """The way back.
+
+        :param sealed: whether it was just opened from our own store, where only what was decoded before comes to lie.
+        :raises InvalidInput: anything malformed.
+        """
+        value = cbor.decode_sealed(data, what=_WHAT) if sealed else cbor.decode(data, limit=MAX_ENTRY, what=_WHAT)
+        fields = Fields(value, _WHAT)
         entry = Entry(
             fields.text("kind", limit=16),
             fields.integer("time"),
@@ -175,6 +180,21 @@ class ReleaseRecord:
         if record.mode not in (REQUEST_KEY, SERVICE_KEY):
             raise InvalidInput("field-range", "the release's mode is request-key or service-key")
         return record
+
+
+def sealed_release_parties(body: bytes) -> tuple[bytes, bytes]:
+    """User and owner of a release that was just opened from our own store.
+
+    :raises InvalidInput: it is none.
+    """
+    fields = cbor.decode_sealed(body, what="the release")
+    try:
+        user, owner = fields["user"], parse_id(fields["model"][: 2 * ID_LENGTH], what="the model's owner")
+    except (TypeError, KeyError) as error:
+        raise InvalidInput("field-missing", "the release lacks its user or its model") from error
+    if type(user) is not bytes or len(user) != ID_LENGTH:
+        raise InvalidInput("field-type", "the release's user is no id")
+    return user, owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any, Final, final
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.keyservice.app import ROOT_FILE, STORE_FILE, Tee, initialise
+from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.root import Root, open_root
 from cloister.keyservice.settings import Settings
@@ -22,6 +23,7 @@ from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.testing.clock import FakeClock
 from cloister.testing.embedded import EmbeddedKeyService
+from cloister.testing.logs import MemoryLog
 from cloister.testing.people import Person
 from cloister.testing.tee import SimulatedTee, simulated_tee
 from cloister.wire.provisioning import ReleaseRequest
@@ -43,6 +45,7 @@ from cloister.wire.statements import (
 LEADS: Final = "leads"
 FOLLOWS: Final = "follows"
 TOLD: Final = "told"
+BLOCK: Final = 4  # entries of a block of both stores: several blocks in a short life
 _DYING_S: Final = 3600.0  # after it, secrets that were replaced or revoked are destroyed
 
 
@@ -74,13 +77,14 @@ def running(folder: Path, clock: FakeClock) -> EmbeddedKeyService:
     """The KeyService on the state in a folder; raises what the product raises."""
     secret = root(folder).secret.reveal()
     rows = SqliteRows(folder / STORE_FILE)
-    return EmbeddedKeyService(clock=clock, rows=rows, seed=secret, runtime_tee=tee())
+    return EmbeddedKeyService(clock=clock, rows=rows, seed=secret, runtime_tee=tee(), block_entries=BLOCK)
 
 
 def follower(folder: Path, of: Root, clock: FakeClock) -> Ledger:
     """A replica's ledger."""
     folder.mkdir(exist_ok=True)
-    made = Ledger(SealedStore(SqliteRows(folder / STORE_FILE), of.store_key, of.id), clock)
+    store = SealedStore(SqliteRows(folder / STORE_FILE), of.store_key, of.id, block_entries=BLOCK)
+    made = Ledger(store, clock)
     made.follow()
     return made
 
@@ -126,6 +130,12 @@ def main(folder: Path) -> None:
         gone = held - {index for index, _ in rows.scan("secrets")}
         teller.tell(store=LEADS, gone=sorted(gone), size=ks.assembled.ledger.head().size)
 
+    def snapshot(store: str, ledger: Ledger) -> None:
+        teller.tell(store=store, begins="snapshot")
+        if not Keeper(ledger, clock, MemoryLog()).save():
+            raise AssertionError
+        teller.tell(store=store, size=ledger.head().size)
+
     rows = _rows(ks)
     policy = tee().policy()
     model = ModelId(owner.id, "model")
@@ -146,8 +156,10 @@ def main(folder: Path) -> None:
         follows.absorb(ks.assembled.ledger.sealed(have)[: size - have], b"proof")
         teller.tell(store=FOLLOWS, size=size)
 
+    snapshot(LEADS, ks.assembled.ledger)
     absorb(3)
     absorb(8)
+    snapshot(FOLLOWS, follows)
     say(owner, RotateModelKey("model", 1, b"n" * 32, key_commitment(third)), third)
     say(user, RotateRequestKey(model, key_commitment(first)), first)
     request = ReleaseRequest(user.id, model, REQUEST_KEY, key_commitment(first))
@@ -159,7 +171,9 @@ def main(folder: Path) -> None:
     rows = _rows(ks)
     teller.tell(store=LEADS, size=ks.assembled.ledger.head().size)
     release()
+    snapshot(LEADS, ks.assembled.ledger)
     absorb(ks.assembled.ledger.head().size)
+    snapshot(FOLLOWS, follows)
     teller.tell(store=FOLLOWS, begins="cut")
     follows.cut(6, b"proof of another history")
     teller.tell(store=FOLLOWS, size=6)

@@ -46,6 +46,19 @@ def decode(data: bytes, *, limit: int, what: str) -> Any:
     return value
 
 
+def decode_sealed(data: bytes, *, what: str) -> Any:
+    """Read one value that was encoded here, or read by :func:`decode`, before it was sealed, and was just opened.
+
+    Never for what came from elsewhere: other encodings of the same value, and of anything else, pass.
+
+    :raises InvalidInput: ``cbor-malformed``.
+    """
+    try:
+        return cbor2.loads(data)
+    except Exception as error:  # sealed by a fault of ours
+        raise InvalidInput("cbor-malformed", f"{what} is not well-formed CBOR") from error
+
+
 def _check_shape(data: bytes, what: str) -> None:
     """Walk the heads only: bounds depth and item count, and refuses tags, before anything is allocated."""
     position = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,14 +13,20 @@ import pytest
 from cloister.adapters.http.blocking import HttpClient
 from cloister.base.errors import CloisterError, Refused, Unavailable
 from cloister.base.ids import ModelId
+from cloister.base.limits import SNAPSHOT_LEAST
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
+from cloister.keyservice.app import STORE_FILE
+from cloister.keyservice.storage.port import NewEntry
+from cloister.keyservice.storage.sealed import SealedStore
+from cloister.keyservice.storage.sqlite import SqliteRows
+from cloister.log.entry import STATEMENT, Entry
 from cloister.log.receipt import check_statement_receipt
 from cloister.log.witness import require_quorum
 from cloister.testing.embedded import attest_request
 from cloister.testing.keyservice_clone import clone, snapshot
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
-from cloister.testing.people import Person
+from cloister.testing.people import Person, simulation_policy
 from cloister.testing.tee import SimulatedTee
 from cloister.testing.witness import WitnessProcess
 from cloister.wire import calls, provisioning
@@ -244,3 +251,31 @@ def test_s7_a_witness_over_http_answers_as_c2sp_says(scene: Scene) -> None:
         assert post(b"x" * 20_000)[0] == 413
     finally:
         client.close()
+
+
+def test_s7_a_keyservice_that_began_from_a_snapshot_ends_when_its_scrub_finds_a_change(tmp_path: Path) -> None:
+    """And does not start any more: by then it is told without a scrub."""
+    process = KeyServiceProcess(tmp_path)
+    database = process.state / STORE_FILE
+    person = Person(process.root.id, process.clock)
+    store, now = SealedStore(SqliteRows(database), process.root.store_key, process.root.id), int(process.clock.now())
+    assert len(list(store.load())) == 1
+    policies = (simulation_policy(number.to_bytes(48, "big")) for number in range(1, SNAPSHOT_LEAST + 5))
+    said = [person.register(), *(person.statement(DefinePolicy(policy.encode())) for policy in policies)]
+    store.append([NewEntry(Entry(STATEMENT, now, bytes(32), statement).encode()) for statement in said])
+    store.close()
+    process.start()
+    assert process.stop() == 0
+    assert '"event":"snapshot"' in process.log.read_text()
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute("UPDATE entries SET record = (SELECT record FROM entries WHERE idx = 6) WHERE idx = 5")
+    connection.close()
+    process.start()  # what is wrong lies before the snapshot
+    assert process.wait() not in (0, None)
+    log = process.log.read_text()
+    assert '"event":"snapshot-read"' in log
+    assert any('"event":"store-tampered"' in line and '"code":"store-record"' in line for line in log.splitlines())
+    assert "Traceback" not in log
+    with pytest.raises(Unavailable, match="store-record"):
+        process.start()

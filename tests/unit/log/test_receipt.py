@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from cloister.base.errors import CloisterError, Tampered
+from cloister.base.errors import CloisterError, InvalidInput, Tampered
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.log.entry import Entry, Genesis, ReleaseRecord, ServiceKeyEpoch
+from cloister.log.entry import STATEMENT, Entry, Genesis, ReleaseRecord, ServiceKeyEpoch, sealed_release_parties
 from cloister.log.merkle import MerkleTree
 from cloister.log.receipt import Receipt, check_statement_receipt, verify_receipt
+from cloister.wire import cbor
 from cloister.wire.calls import LogHead
 from cloister.wire.log_keys import LogKeys
 
@@ -94,6 +95,7 @@ def test_records_round_trip() -> None:
         lease_requests=5,
     )
     assert ReleaseRecord.decode(release.encode()) == release
+    assert sealed_release_parties(release.encode()) == (release.user, model.owner)
     for manifest in (None, b"m" * 32):
         epoch = ServiceKeyEpoch(model, manifest, b"p" * 32, 1, b"k" * 1216, 5, 6)
         assert ServiceKeyEpoch.decode(epoch.encode()) == epoch
@@ -104,3 +106,21 @@ def test_records_round_trip() -> None:
 
 def test_salts_hide_equal_entries() -> None:
     assert replace(ENTRIES[0], salt=b"x" * 32).leaf() != ENTRIES[0].leaf()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff", cbor.encode([]), cbor.encode({"user": b"u" * 32}), cbor.encode({"user": b"u", "model": "a" * 65})]
+    + [cbor.encode({"user": b"u" * 32, "model": model}) for model in (1, "a", "A" * 64)],
+)
+def test_what_is_no_release_is_refused_from_the_store_too(body: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        sealed_release_parties(body)
+
+
+def test_an_entry_from_the_store_is_read_as_any_other() -> None:
+    entry = Entry(STATEMENT, 5, b"s" * 32, b"body")
+    assert Entry.decode(entry.encode(), sealed=True) == entry
+    for data in (b"", b"\xff", cbor.encode({"kind": "other"}), entry.encode()[:-1]):
+        with pytest.raises(InvalidInput):
+            Entry.decode(data, sealed=True)

@@ -23,7 +23,15 @@ from cloister.crypto.digest import Context, digest
 from cloister.keyservice.state.rules import authenticate
 from cloister.keyservice.state.state import EVERYBODY, SecretPlace, State
 from cloister.log import entry as log
-from cloister.log.entry import BundleRecord, Entry, Genesis, HandOverRecord, ReleaseRecord, ServiceKeyEpoch
+from cloister.log.entry import (
+    BundleRecord,
+    Entry,
+    Genesis,
+    HandOverRecord,
+    ReleaseRecord,
+    ServiceKeyEpoch,
+    sealed_release_parties,
+)
 from cloister.wire.log_keys import LogKeys
 from cloister.wire.statements import (
     REQUEST_KEY,
@@ -45,9 +53,10 @@ from cloister.wire.statements import (
 )
 
 
-def apply(state: State, entry: Entry) -> None:
+def apply(state: State, entry: Entry, *, sealed: bool = False) -> None:
     """Apply the next entry.
 
+    :param sealed: as of :meth:`Entry.decode`; what was checked before it was written is not checked again.
     :raises Tampered: ``log-order`` for an entry that cannot stand at this place.
     :raises InvalidInput: an entry whose body is malformed.
     """
@@ -67,8 +76,7 @@ def apply(state: State, entry: Entry) -> None:
         case log.STATEMENT:
             _statement(state, index, entry)
         case log.RELEASE:
-            record = ReleaseRecord.decode(entry.body)
-            _about(state, index, record.user, record.model.owner)
+            _about(state, index, *_parties(entry.body, sealed=sealed))
         case log.BUNDLE:
             named = BundleRecord.decode(entry.body)
             if state.bundle is None or named.version > state.bundle.version:
@@ -94,6 +102,13 @@ def _rotation(state: State, index: int, entry: Entry) -> None:
     if (certificate.size, certificate.time) != (index, entry.time):
         raise Tampered("log-order", f"log entry {index} holds a certificate that was made for another place")
     state.log_keys = keys
+
+
+def _parties(release: bytes, *, sealed: bool) -> tuple[bytes, bytes]:
+    if sealed:
+        return sealed_release_parties(release)
+    record = ReleaseRecord.decode(release)
+    return record.user, record.model.owner
 
 
 def _about(state: State, index: int, *parties: bytes) -> None:
