@@ -19,6 +19,8 @@ from cloister.log.merkle import HASH_LENGTH, MerkleTree
 
 _PAUSE_S: Final = 1.0
 _RETRY_S: Final = 30.0
+_CONFIRM_S: Final = 10.0  # a replica's newest entries are confirmed a round to the witnesses later
+_POLL_S: Final = 0.25
 
 
 @final
@@ -34,6 +36,7 @@ class Keeper:
         self._clock = clock
         self._events = events
         self._every = every
+        self._generation = ledger.generation
         self._saved = (ledger.begun, ledger.rows)
         self._scrubbed = 0
         self._stopping = threading.Event()
@@ -48,7 +51,13 @@ class Keeper:
     @property
     def saved(self) -> int:
         """Entries in the newest snapshot; 0 while there is none."""
-        return self._saved[0]
+        return self._newest()[0]
+
+    def _newest(self) -> tuple[int, int]:
+        """Entries and rows of the newest snapshot: of a replica that dropped entries, perhaps not the one before."""
+        if self._ledger.generation != self._generation:
+            self._generation, self._saved = self._ledger.generation, (self._ledger.begun, self._ledger.rows)
+        return self._saved
 
     @property
     def scrubbed(self) -> int:
@@ -64,12 +73,13 @@ class Keeper:
 
     def due(self) -> bool:
         """Whether reading what came after the newest snapshot would take long."""
-        size, rows = self._saved
+        size, rows = self._newest()
         return self._ledger.position()[0] - size >= max(self._every, rows // SNAPSHOT_SHARE)
 
-    def save(self) -> bool:
+    def save(self, patience_s: float = 0.0) -> bool:
         """Write a snapshot; returns whether it became the newest: not when its entries were replaced, or may yet be.
 
+        :param patience_s: how long to wait until they cannot be.
         :raises Unavailable: ``store-unavailable``, ``keyservice-closing``. :raises Tampered: the store is not sound.
         """
         began = self._clock.monotonic()
@@ -91,13 +101,15 @@ class Keeper:
                     return False
                 saved = held.store.snapshots.put_part(saved, part)
             rows += count
-        if self._ledger.lasting < size:
-            return False
+        until = self._clock.monotonic() + patience_s
+        while self._ledger.lasting < size:
+            if self._clock.monotonic() >= until or self._stopping.wait(_POLL_S):
+                return False
         with self._ledger.hold() as held:
             if held.generation != generation:
                 return False
             held.store.snapshots.finish(saved)
-        self._saved = (size, rows)
+            self._generation, self._saved = generation, (size, rows)
         took = self._clock.monotonic() - began
         self._events.event(
             "snapshot",
@@ -149,7 +161,7 @@ class Keeper:
 
     def _try_save(self) -> bool:
         try:
-            return self.save()
+            return self.save(_CONFIRM_S)
         except CloisterError as error:
             self._events.event("snapshot-failed", level="warning", code=error.code, family=error.family)
         except Exception as error:  # noqa: BLE001  # a fault of ours here must not end the service

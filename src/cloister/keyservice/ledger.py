@@ -149,6 +149,11 @@ class Ledger:
             return self._state.log_keys
 
     @property
+    def generation(self) -> int:
+        """Another number after everything was read anew."""
+        return self._generation
+
+    @property
     def condemned(self) -> Tampered | None:
         """What was found in the store that is not what was written there: then nothing is answered any more."""
         return self._sound.condemned
