@@ -1,7 +1,7 @@
-"""Statements and releases a second, start-up time and proof sizes of one KeyService on SQLite.
+"""Statements and releases a second, start-up time and proof sizes of one KeyService on SQLite, or PostgreSQL.
 
     python benchmarks/keyservice.py [--threads 1,16] [--count 2000] [--entries 1000,10000]
-                                    [--witnesses 0,3] [--away-ms 0] [--replicas 0,3]
+                                    [--witnesses 0,3] [--away-ms 0] [--replicas 0,3] [--database sqlite|postgresql]
 
 In this process, without HTTP: sealed call in, sealed reply out, durable in between. Clients' work (sealing, signing)
 is done before the clock starts, so that it is the KeyService that is measured; 16 threads share fsyncs. Witnesses are
@@ -14,6 +14,7 @@ alone; of 3 the one that leads is asked, is then killed, and another asked until
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import tempfile
@@ -35,6 +36,9 @@ from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.root import root_of
 from cloister.keyservice.settings import Settings
+from cloister.keyservice.storage.port import Rows
+from cloister.keyservice.storage.postgres.rows import PostgresRows
+from cloister.keyservice.storage.postgres.url import parse_url
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.log.entry import STATEMENT
@@ -42,6 +46,7 @@ from cloister.testing.embedded import EmbeddedKeyService, attest_request
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person
 from cloister.testing.plenty import PLENTY
+from cloister.testing.postgres import PostgresServer
 from cloister.testing.replica_processes import ReplicaProcesses
 from cloister.testing.witness import WitnessProcess
 from cloister.wire import calls, cbor, provisioning
@@ -59,6 +64,31 @@ from cloister.wire.statements import (
 
 SEED = b"r" * 32
 KEY = SecretBytes(b"k" * 32)
+
+
+SERVER: PostgresServer | None = None  # with --database postgresql: one of this run's own, over loopback
+
+
+def rows_at(path: Path) -> Rows:
+    """The store of a benchmark: a file, or a namespace named after it."""
+    if SERVER is None:
+        return SqliteRows(path)
+    return PostgresRows(parse_url(SERVER.url(namespace(path))))
+
+
+def namespace(path: Path) -> str:
+    return f"b{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+
+
+def megabytes_at(path: Path) -> float:
+    if SERVER is None:
+        return path.stat().st_size / 1e6
+    sizes = SERVER.sql(
+        "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = CAST(:p0 AS regnamespace)"
+        " AND relkind = 'r'",
+        parameters=[namespace(path)],
+    )
+    return float(sizes[0][0]) / 1e6
 
 
 class Distant:
@@ -91,8 +121,8 @@ def opened(folder: Path, witnesses: Sequence[WitnessProcess], away_s: float) -> 
         more = {"witness_keys": keys, "witnesses": ports, **protection}
         for witness in witnesses:
             witness.add(root.log_key.public_key)
-    begin(SqliteRows(path), root, fake.settings, clock).close()
-    rows = SqliteRows(path)
+    begin(rows_at(path), root, fake.settings, clock).close()
+    rows = rows_at(path)
     return EmbeddedKeyService(clock=clock, rows=rows, seed=SEED, runtime_tee=fake.runtime_tee, rates=PLENTY, **more)
 
 
@@ -281,7 +311,7 @@ def startup(entries: int) -> dict[str, float]:
     clock, root, settings = SystemClock(), root_of(SecretBytes(SEED)), Settings()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store.sqlite"
-        ledger = begin(SqliteRows(path), root, settings, clock)
+        ledger = begin(rows_at(path), root, settings, clock)
         owner = Person(root.id, clock)
         policy = EmbeddedKeyService().runtime_tee.policy()
         first = [owner.register(), owner.statement(DefinePolicy(policy.encode()))]
@@ -308,13 +338,13 @@ def startup(entries: int) -> dict[str, float]:
         for thread in threads:
             thread.join()
         ledger.close()
-        megabytes = path.stat().st_size / 1e6
+        megabytes = megabytes_at(path)
         began = time.perf_counter()
-        again = Ledger(SealedStore(SqliteRows(path), root.store_key, root.id), clock)
+        again = Ledger(SealedStore(rows_at(path), root.store_key, root.id), clock)
         seconds = time.perf_counter() - began
         again.close()
         tracemalloc.start()
-        again = Ledger(SealedStore(SqliteRows(path), root.store_key, root.id), clock)
+        again = Ledger(SealedStore(rows_at(path), root.store_key, root.id), clock)
         memory = tracemalloc.get_traced_memory()[0] / 1e6
         tracemalloc.stop()
         again.close()
@@ -336,8 +366,19 @@ def main() -> None:
     parser.add_argument("--witnesses", default="0")
     parser.add_argument("--away-ms", type=float, default=0.0)
     parser.add_argument("--replicas", default="")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     args = parser.parse_args()
+    if args.database == "postgresql":
+        global SERVER
+        with PostgresServer() as SERVER:
+            report(args)
+    else:
+        report(args)
+
+
+def report(args: argparse.Namespace) -> None:
     result = {
+        "database": args.database,
         "throughput": [
             throughput(int(threads), args.count, int(witnesses), args.away_ms)
             for witnesses in args.witnesses.split(",")

@@ -27,7 +27,7 @@ PYTHON = "3.11"
 # Gateway and witness need no engine and verify no evidence. grpcio is for the external scaler, obstore for models that
 # the gateway looks up in an object store, the rest for clusters.
 CONTROL_DISTRIBUTIONS = ("cryptography", "cbor2", "httptools", "uvloop", "grpcio", "obstore", "kubernetes", "aiohttp")
-EXTRAS = ("litert", "objectstores", "custodians", "scaler", "kubernetes")
+EXTRAS = ("litert", "objectstores", "custodians", "postgres", "scaler", "kubernetes")
 # What services never load of their distributions, 60 MB and 115 MB; tests compute with both engines and drive a cluster
 # without it. Of the Kubernetes client, the models and calls of every resource (cloister.platforms.kubernetes.api), but
 # for the packages' own files, which know what they would load.

@@ -13,9 +13,10 @@ import pytest
 
 BOTH = {"cryptography", "cbor2", "dcap_qvl", "httptools", "uvloop"}
 STORES = {"obstore"}  # optional, and loaded only where models lie in an object store (docs/adr/0011)
+DATABASE = {"pg8000"}  # optional, and loaded only where records lie in PostgreSQL (docs/adr/0015)
 VENDORS = {"httpx"}  # loaded only where collateral is fetched from a vendor or a cache of theirs
 REACHED = {
-    "keyservice": BOTH | VENDORS,
+    "keyservice": BOTH | VENDORS | DATABASE,
     "runtime": BOTH | VENDORS | STORES | {"numpy", "onnxruntime", "ai_edge_litert"},
 }
 

@@ -70,6 +70,17 @@ MAX_SNAPSHOT_PARTS: Final = 1 << 20
 SCRUB_ENTRIES: Final = 16  # that are read at a time: callers wait for them
 SCRUB_PAUSE: Final = 9.0  # times as long as it took: a tenth of one processor
 
+# --- the KeyService's store in a database (clause 13.22) ---
+MAX_STORE_RECORD: Final = 2 * MIB  # twice the largest that is written
+MAX_STORE_REPLY: Final = 8 * MIB  # a page of records and one more, in hexadecimal
+STORE_PAGE_ROWS: Final = 1_024  # records that are asked for at a time, and
+STORE_PAGE_BYTES: Final = MIB  # what they may be together; one record at least
+STORE_DEADLINE_S: Final = 10.0  # for reading or writing once, a new connection included
+STORE_STATEMENT_S: Final = 8.0  # the server gives a statement up before we do
+STORE_RECONNECT_S: Final = 2.5  # how long a server that restarts is waited for: less than replicas wait for a leader
+STORE_RETRY_S: Final = 0.1
+STORE_LOCK_S: Final = 5.0  # until whoever held the namespace before is gone: a process that was killed is at once
+
 # --- witnesses (clauses 13.7 to 13.12) ---
 MAX_AUDITORS: Final = 16  # identities to which a measured configuration opens the whole log
 MAX_WITNESSES: Final = 16  # what every head carries with it: 110 bytes each

@@ -8,7 +8,6 @@ import signal
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -46,8 +45,8 @@ from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
 from cloister.keyservice.standing import Standing
+from cloister.keyservice.storage.place import StorePlace, store_place
 from cloister.keyservice.storage.port import Rows
-from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_keeper, observe_replica
 from cloister.log.entry import Genesis
 
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
     import ssl
 
 ROOT_FILE: Final = "root.sealed"
-STORE_FILE: Final = "store.sqlite"
 ADDRESS_FILE: Final = "address"
 NO_BUNDLE: Final = bytes(32)
 DRAIN_S: Final = 10.0
@@ -166,38 +164,53 @@ def trust_bundle(offered: Callable[[], bytes], settings: Settings, clock: Clock)
     return lambda: open_bundle(offered(), settings.bundle_root, settings.bundle_version, clock.now())
 
 
-def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock) -> Root:
+def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock, store: StorePlace | None = None) -> Root:
     """Make a new KeyService in a directory: root secret, store, first log entry.
 
     Without a sealing key the root secret is in what is returned only.
 
+    :param store: where its records go; by default in the same directory.
     :raises Refused: ``state-exists``. :raises Unavailable: ``state-unwritable``, ``store-...``.
     """
+    store = store or store_place(state)
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Unavailable("state-unwritable", f"{state} cannot be made: {error.strerror}") from error
-    if (state / STORE_FILE).exists():
-        raise Refused("state-exists", f"{state} holds a KeyService already")
-    root = new_root() if tee.sealer is None else make_root(state / ROOT_FILE, tee.sealer)
-    ledger = begin(SqliteRows(state / STORE_FILE), root, settings, clock)
-    ledger.close()
+    if store.exists():
+        raise Refused("state-exists", f"{store.name} holds a KeyService already")
+    if (state / ROOT_FILE).exists():
+        raise Refused("state-exists", f"{state} holds a root secret already")
+    rows, _ = store.open()  # before there is a secret: a database that is away leaves nothing behind
+    try:
+        root = new_root() if tee.sealer is None else make_root(state / ROOT_FILE, tee.sealer)
+    except BaseException:
+        rows.close()
+        raise
+    begin(rows, root, settings, clock).close()
     return root
 
 
-def kept_root(state: Path, sealer: Sealer) -> Root:
+def kept_root(state: Path, sealer: Sealer, store: StorePlace | None = None) -> Root:
     """The root of a KeyService that was made or joined in this directory.
 
+    :param store: where its records are; by default in the same directory.
     :raises Unavailable: ``state-missing``, ``state-unreadable``. :raises Tampered: as :func:`settled_root`.
     """
-    return settled_root(state / ROOT_FILE, sealer, partial(SqliteRows, state / STORE_FILE))
+    return settled_root(state / ROOT_FILE, sealer, (store or store_place(state)).rows)
 
 
 def rotate(
-    state: Path, sealer: Sealer, settings: Settings, *, clock: Clock, witnesses: Sequence[WitnessPort] = ()
+    state: Path,
+    sealer: Sealer,
+    settings: Settings,
+    *,
+    clock: Clock,
+    witnesses: Sequence[WitnessPort] = (),
+    store: StorePlace | None = None,
 ) -> Root:
     """Give the KeyService of this directory, which does not run, another root; raises as :func:`rotate_root`."""
-    rows = partial(SqliteRows, state / STORE_FILE)
+    rows = (store or store_place(state)).rows
     return rotate_root(state / ROOT_FILE, sealer, settings, rows, clock=clock, witnesses=witnesses)
 
 
@@ -456,6 +469,7 @@ async def serve(
     peers: Sequence[str] = (),
     rates: Rates | None = None,
     control_on: tuple[str, int] | None = None,
+    store: StorePlace | None = None,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
@@ -466,9 +480,10 @@ async def serve(
     :param witnesses: addresses of those in the settings; :param peers: of the other replicas.
     :param rates: as :func:`assemble`.
     :param control_on: loopback address for the operator, in place of the socket in the state directory.
+    :param store: where its records are; by default in the state directory.
     """
+    rows, name = (store or store_place(state)).open()
     client = HttpClient(clock)
-    rows = SqliteRows(state / STORE_FILE)
     assembled = assemble(
         rows,
         root,
@@ -479,7 +494,7 @@ async def serve(
         bundle=bundle,
         events=events,
         witnesses=[HttpWitness(client, address) for address in witnesses],
-        identity=replica_identity(state) if settings.replicas else b"",
+        identity=(name or replica_identity(state)) if settings.replicas else b"",
         peers=[HttpPeer(client, address) for address in peers],
         rates=rates,
     )

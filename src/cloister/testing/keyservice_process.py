@@ -18,6 +18,7 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import ROOT_FILE, initialise, read_settings, simulated_tee
 from cloister.keyservice.root import open_root
+from cloister.keyservice.storage.place import store_place
 from cloister.testing.plenty import plenty_of_everything
 from cloister.wire import calls
 from cloister.wire.calls import Description, LogHead, verify_status
@@ -29,6 +30,7 @@ class KeyServiceProcess:
 
     :param folder: where state, key and configuration are made. ``settings``: lines of TOML.
     :param state: one that there is already. :param log: where it says what it says to its operator.
+    :param store: a database for its records, as ``--store`` takes it.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class KeyServiceProcess:
         arguments: tuple[str, ...] = (),
         state: Path | None = None,
         log: Path | None = None,
+        store: str | None = None,
     ) -> None:
         self.clock = SystemClock()
         self.state = state or folder / "state"
@@ -50,12 +53,12 @@ class KeyServiceProcess:
         self.settings = read_settings(self.configuration)
         self.tee = simulated_tee(self.key_file, self.settings, self.clock)
         if state is None:
-            self.root = initialise(self.state, self.tee, self.settings, self.clock)
+            self.root = initialise(self.state, self.tee, self.settings, self.clock, store_place(self.state, store))
         else:
             if self.tee.sealer is None:
                 raise AssertionError
             self.root = open_root(self.state / ROOT_FILE, self.tee.sealer)
-        self.arguments = arguments
+        self.arguments = arguments if store is None else ("--store", store, *arguments)
         self.limits = plenty_of_everything(folder)
         self.log = log or folder / "log.jsonl"
         self.address = ""
@@ -121,7 +124,11 @@ class HttpCaller:
     def __init__(self, address: str) -> None:
         self.address = address
         self._client = HttpClient(SystemClock())
-        self.description = Description.decode(self.get("/v1/description", limit=MAX_DESCRIPTION))
+        try:
+            self.description = Description.decode(self.get("/v1/description", limit=MAX_DESCRIPTION))
+        except BaseException:
+            self._client.close()
+            raise
 
     def get(self, path: str, *, limit: int) -> bytes:
         """``Transport``."""

@@ -141,10 +141,14 @@ class PostgresServer:
         process = self._process
         if process is None:
             return
-        for pid in self._pids(stop=True):
+        pids = self._pids(stop=True)
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait(_STOPS_WITHIN_S)
+        until = time.monotonic() + _STOPS_WITHIN_S
+        while any(_alive(pid) for pid in pids) and time.monotonic() < until:  # they hold its shared memory so long
+            time.sleep(0.005)
         self._process = None
 
     def pause(self) -> None:
@@ -179,7 +183,11 @@ class PostgresServer:
     def setting(self, name: str, value: str | None) -> None:
         """Change a setting while it runs, for sessions that are open too; ``None``: back to the default."""
         self.sql(f"ALTER SYSTEM SET {name} = '{value}'" if value is not None else f"ALTER SYSTEM RESET {name}")
-        self.sql("SELECT pg_reload_conf()")
+        before = self.sql("SELECT pg_conf_load_time(), pg_reload_conf()")[0][0]
+        # Once a new session has it, every older one was told, and takes it before its next statement.
+        until = time.monotonic() + _STARTS_WITHIN_S
+        while self.sql("SELECT pg_conf_load_time()")[0][0] == before and time.monotonic() < until:
+            time.sleep(0.005)
 
     def end_sessions(self) -> None:
         """Cut every session of the role, as an administrator does."""
@@ -237,6 +245,14 @@ class PostgresServer:
             return {"cwd": self.folder, "env": environment}
         uid, gid = self._account.pw_uid, self._account.pw_gid
         return {"cwd": self.folder, "env": environment, "user": uid, "group": gid, "extra_groups": []}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 def _children(parent: int) -> list[int]:

@@ -24,6 +24,7 @@ from cloister.base.errors import CloisterError, Unavailable
 from cloister.client.profile import Profile
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import initialise, read_settings, simulated_tee
+from cloister.keyservice.storage.place import store_place
 from cloister.testing.people import simulation_policy
 from cloister.testing.plenty import plenty_of_everything
 from cloister.testing.tee import SimulatedTee
@@ -101,10 +102,12 @@ class ReplicaProcesses:
     """Replica 0 made the KeyService; the others get its root secret from it when they start.
 
     :param settings: further lines of the measured configuration.
+    :param stores: for each a database for its records, as ``--store`` takes it; by default files of their own.
     """
 
-    def __init__(self, folder: Path, *, count: int = 3, settings: str = "") -> None:
+    def __init__(self, folder: Path, *, count: int = 3, settings: str = "", stores: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.stores = stores
         self.clock = SystemClock()
         self.http = HttpClient(self.clock)
         self.bundle_key = SigningKey.generate()
@@ -133,7 +136,8 @@ class ReplicaProcesses:
             (replica.folder / "platform.key").write_text(platform.seed().reveal().hex(), encoding="ascii")
         first = self.replicas[0].folder
         tee = simulated_tee(first / "platform.key", self.settings, self.clock)
-        self.root = initialise(first / "state", tee, self.settings, self.clock)
+        store = store_place(first / "state", stores[0] if stores else None)
+        self.root = initialise(first / "state", tee, self.settings, self.clock, store)
         for witness in self.witnesses:
             witness.add(self.root.log_key.public_key)
             witness.start()
@@ -180,6 +184,7 @@ class ReplicaProcesses:
         command += ["--simulation-key", str(replica.folder / "platform.key")]
         command += ["--configuration", str(replica.build.configuration), "--bundle", str(self.bundle)]
         command += ["--limits", str(self.limits)]
+        command += ["--store", self.stores[number]] if self.stores else []
         command += [word for other in self.replicas for word in ("--peer", other.address)]
         command += [word for witness in self.witnesses for word in ("--witness", witness.address)]
         with (replica.folder / "log.jsonl").open("ab") as log:

@@ -1,8 +1,9 @@
-"""The contract of ``KeyStore``, for SQLite and for memory: durable, atomic, and bound to its place."""
+"""The contract of ``KeyStore``, for SQLite, PostgreSQL and memory: durable, atomic, and bound to its place."""
 
 from __future__ import annotations
 
 import resource
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -23,27 +24,30 @@ from cloister.keyservice.storage.port import (
     Rows,
     Start,
 )
+from cloister.keyservice.storage.postgres.rows import PostgresRows
+from cloister.keyservice.storage.postgres.url import parse_url
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
+from cloister.testing.postgres import PostgresServer
 from cloister.testing.rows import MemoryDisk, MemoryRows
 
 KEY = SecretBytes(b"k" * 32)
 ID = b"i" * 32
+Tables = dict[str, dict[int, bytes]]
 
 
 class Disk:
     """A disk that can be opened again, and changed by whoever owns it."""
 
-    def __init__(self, kind: str, path: Path) -> None:
-        self.kind = kind
-        self.path = path / "store.sqlite"
-        self.memory = MemoryDisk()
+    def __init__(self) -> None:
         self._opened: list[Rows] = []
 
     def rows(self) -> Rows:
-        rows: Rows = SqliteRows(self.path) if self.kind == "sqlite" else MemoryRows(self.memory)
-        self._opened.append(rows)
-        return rows
+        self._opened.append(self._rows())
+        return self._opened[-1]
+
+    def _rows(self) -> Rows:
+        raise NotImplementedError
 
     def open(self, key: SecretBytes = KEY, store_id: bytes = ID) -> SealedStore:
         return SealedStore(self.rows(), key, store_id)
@@ -56,22 +60,50 @@ class Disk:
         while self._opened:
             self._opened.pop().close()
 
-    def tables(self) -> dict[str, dict[int, bytes]]:
+    def destroy(self) -> None:
+        """Leave nothing behind."""
+
+    def tables(self) -> Tables:
         """What lies on the disk."""
-        if self.kind == "memory":
-            return {table: dict(rows) for table, rows in self.memory.tables.items()}
-        connection = sqlite3.connect(self.path)
+        raise NotImplementedError
+
+    def replace(self, tables: Tables) -> None:
+        """The attacker writes."""
+        raise NotImplementedError
+
+
+class Memory(Disk):
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory = MemoryDisk()
+
+    def _rows(self) -> Rows:
+        return MemoryRows(self._memory)
+
+    def tables(self) -> Tables:
+        return {table: dict(rows) for table, rows in self._memory.tables.items()}
+
+    def replace(self, tables: Tables) -> None:
+        self._memory.tables = {table: dict(rows) for table, rows in tables.items()}
+
+
+class Sqlite(Disk):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def _rows(self) -> Rows:
+        return SqliteRows(self._path)
+
+    def tables(self) -> Tables:
+        connection = sqlite3.connect(self._path)
         try:
             return {table: dict(connection.execute(f"SELECT idx, record FROM {table}")) for table in TABLES}
         finally:
             connection.close()
 
-    def replace(self, tables: dict[str, dict[int, bytes]]) -> None:
-        """The attacker writes."""
-        if self.kind == "memory":
-            self.memory.tables = {table: dict(rows) for table, rows in tables.items()}
-            return
-        connection = sqlite3.connect(self.path)
+    def replace(self, tables: Tables) -> None:
+        connection = sqlite3.connect(self._path)
         try:
             with connection:
                 for table, rows in tables.items():
@@ -81,11 +113,44 @@ class Disk:
             connection.close()
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+class Postgres(Disk):
+    def __init__(self, server: PostgresServer) -> None:
+        super().__init__()
+        self._server = server
+        self._schema = f"t{secrets.token_hex(6)}"
+
+    def _rows(self) -> Rows:
+        return PostgresRows(parse_url(self._server.url(self._schema)), patience_s=0.5)
+
+    def tables(self) -> Tables:
+        found = {}
+        for table in TABLES:
+            rows = self._server.sql(f"SELECT idx, record FROM {self._schema}.{table}")
+            found[table] = {index: bytes(record) for index, record in rows}
+        return found
+
+    def replace(self, tables: Tables) -> None:
+        for table, rows in tables.items():
+            self._server.sql(f"DELETE FROM {self._schema}.{table}")
+            self._server.sql(
+                f"INSERT INTO {self._schema}.{table} SELECT * FROM unnest(CAST(:p0 AS bigint[]), CAST(:p1 AS bytea[]))",
+                parameters=[list(rows), list(rows.values())],
+            )
+
+    def destroy(self) -> None:
+        self._server.sql(f"DROP SCHEMA IF EXISTS {self._schema} CASCADE")
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgres"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(request.param, tmp_path)
+    disk: Disk
+    if request.param == "postgres":
+        disk = Postgres(request.getfixturevalue("postgres"))
+    else:
+        disk = Sqlite(tmp_path / "store.sqlite") if request.param == "sqlite" else Memory()
     yield disk
     disk.close()
+    disk.destroy()
 
 
 def fill(disk: Disk, count: int = 6) -> None:
@@ -120,7 +185,8 @@ def test_dropped_secrets_are_gone(disk: Disk) -> None:
     store, entries = disk.loaded()
     assert len(entries) == 7
     assert dict(store.secrets()) == {}
-    assert disk.kind == "sqlite" or not disk.memory.tables[SECRETS]
+    disk.close()
+    assert disk.tables()[SECRETS] == {}
 
 
 def test_nothing_lies_there_in_the_clear(disk: Disk) -> None:
@@ -144,9 +210,6 @@ def test_a_second_process_is_refused(disk: Disk) -> None:
     with pytest.raises(Unavailable) as caught:
         disk.rows()
     assert caught.value.code == "store-locked"
-
-
-Tables = dict[str, dict[int, bytes]]
 
 
 def _swap(table: str, a: int, b: int) -> Callable[[Tables], None]:

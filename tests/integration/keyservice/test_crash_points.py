@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 
 from cloister.base.errors import CloisterError, Tampered, Unavailable
-from cloister.keyservice.app import ROOT_FILE, STORE_FILE
+from cloister.keyservice.app import ROOT_FILE
 from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.root import Root
+from cloister.keyservice.storage.place import STORE_FILE
 from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.log.merkle import HASH_LENGTH, MerkleTree
 from cloister.testing import crash_scenario, disk_trace

@@ -37,6 +37,7 @@ TRUSTED_DISTRIBUTIONS: Final = (
     "onnxruntime",
     "ai-edge-litert",
     "obstore",
+    "pg8000",
     "pycryptodome",
 )
 

@@ -36,6 +36,7 @@ _STDOUT: Final = Path("-")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser)
+    options.add_store(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -121,13 +122,14 @@ def _write(target: Path, source: io.BufferedReader, progress: Progress) -> Writt
 
 
 def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
-    from cloister.keyservice.app import ROOT_FILE, STORE_FILE, kept_root
+    from cloister.keyservice.app import ROOT_FILE, kept_root
     from cloister.keyservice.backup.writing import backup_pieces, sealed_root
     from cloister.keyservice.ledger import Ledger
     from cloister.keyservice.rotation import require_root, stored
-    from cloister.keyservice.storage.sqlite import SqliteRows
+    from cloister.keyservice.storage.place import store_place
 
-    if not (args.state / STORE_FILE).exists():
+    store = store_place(args.state, args.store)
+    if not store.exists():
         raise Unavailable("state-missing", f"{args.state} holds no KeyService")
     place = options.open_place(args)
     if place.tee.sealer is None:
@@ -136,8 +138,8 @@ def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
             f"{place.tee.attester.tee.value} has no sealing key: a KeyService that is stopped cannot be opened there",
             hint="Take the backup from one that runs.",
         )
-    root = kept_root(args.state, place.tee.sealer)
-    rows = SqliteRows(args.state / STORE_FILE)
+    root = kept_root(args.state, place.tee.sealer, store)
+    rows = store.rows()
     try:
         ledger = Ledger(stored(rows, root), place.clock, None, place.tee.measurement)
         require_root(ledger, root, catching_up=bool(place.settings.replicas))

@@ -25,6 +25,7 @@ _PEER_S: Final = 5.0  # until a peer that does not answer counts as not running
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser)
+    options.add_store(parser)
     options.add_tee(parser)
     parser.add_argument("--keep", action="store_true", help="a KeyService that is there already is kept and told")
     parser.add_argument(
@@ -40,7 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
-    from cloister.keyservice.app import ROOT_FILE, STORE_FILE, initialise, kept_root
+    from cloister.keyservice.app import ROOT_FILE, initialise, kept_root
+    from cloister.keyservice.storage.place import store_place
 
     state: Path = args.state
     place = options.open_place(args)
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             f"{tee.attester.tee.value} has no sealing key to keep the root secret with",
             hint="`cloister keyservice run --new` makes a KeyService that lives as long as one of its replicas runs.",
         )
-    there = (state / STORE_FILE).exists(), (state / ROOT_FILE).exists()
+    store = store_place(state, args.store)
+    there = store.exists(), (state / ROOT_FILE).exists()
     joins = {"replica": args.replica, "state": str(state), "made": False}
     if args.keep and not any(there) and (args.replica or args.keyservice or _answers(args.peer, place.clock)):
         out.result(joins, "it joins a replica when it runs")
@@ -59,14 +62,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
     # Of several, one with a root secret and no store has just joined, or lost its store: it catches up.
     if args.keep and (there[0] or (there[1] and args.peer)):
         try:
-            root = kept_root(state, tee.sealer)
+            root = kept_root(state, tee.sealer, store)
         except Tampered as error:
             if not args.peer or error.code != "unseal-failed":
                 raise
             out.result(joins, "another build sealed the root secret that is here: it joins a replica when it runs")
             return 0
     else:
-        root = initialise(state, tee, place.settings, place.clock)
+        root = initialise(state, tee, place.settings, place.clock, store)
     out.result(
         {
             "keyservice": root.id.hex(),

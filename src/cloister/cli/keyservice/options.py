@@ -25,6 +25,16 @@ def add_state(parser: argparse.ArgumentParser, *, required: bool = True) -> None
     )
 
 
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """``--store``."""
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="a namespace of a PostgreSQL database for the records, postgresql://USER@HOST/DATABASE?schema=NAME; "
+        "default: a file in --state",
+    )
+
+
 def add_tee(parser: argparse.ArgumentParser) -> None:
     """Where it runs, and its measured configuration."""
     parser.add_argument(

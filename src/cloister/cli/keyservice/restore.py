@@ -57,8 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
-    from cloister.keyservice.app import ROOT_FILE, STORE_FILE
+    from cloister.keyservice.app import ROOT_FILE
     from cloister.keyservice.backup.restoring import inspect, restore_state
+    from cloister.keyservice.storage.place import STORE_FILE
 
     backup: Path = args.backup
     place = options.open_place_if_any(args)

@@ -19,6 +19,7 @@ SUMMARY: Final = "replace root secret and log key; the id stays"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser)
+    options.add_store(parser)
     options.add_tee(parser)
     parser.add_argument(
         "--witness",
@@ -34,7 +35,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.http.blocking import HttpClient
     from cloister.adapters.witness import HttpWitness
     from cloister.keyservice.app import rotate
+    from cloister.keyservice.storage.place import store_place
 
+    store = store_place(args.state, args.store)
     place = options.open_place(args)
     if place.tee.sealer is None:
         raise Unavailable(
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     client = HttpClient(place.clock)
     try:
         witnesses = [HttpWitness(client, address) for address in args.witness]
-        root = rotate(args.state, place.tee.sealer, place.settings, clock=place.clock, witnesses=witnesses)
+        root = rotate(args.state, place.tee.sealer, place.settings, clock=place.clock, witnesses=witnesses, store=store)
     finally:
         client.close()
     out.result(

@@ -22,6 +22,7 @@ DEFAULT_LISTEN: Final = "127.0.0.1:8440"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser)
+    options.add_store(parser)
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default {DEFAULT_LISTEN}")
     options.add_tee(parser)
     options.add_trust(parser)
@@ -63,8 +64,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.keyservice.app import offered_bundle, serve, trust_bundle
     from cloister.keyservice.limiting.rates import read_rates
     from cloister.keyservice.replication.joining import Joining, find_root
+    from cloister.keyservice.storage.place import store_place
 
     state: Path = args.state
+    store = store_place(state, args.store)
     host, port = parse_listen(args.listen)
     rates = read_rates(args.limits)
     place = options.open_place(args)
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         joining = None
         if givers and offered:
             joining = Joining(givers, trust_bundle(offered, settings, clock), collateral, expected)
-        root = find_root(state, tee, settings, joining, clock=clock, events=events, new=args.new)
+        root = find_root(state, tee, settings, joining, clock=clock, events=events, new=args.new, store=store)
     finally:
         client.close()
     run_loop(
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             peers=args.peer,
             control_on=parse_listen(args.control) if args.control else None,
             rates=rates,
+            store=store,
             tls=_tls(args),
             ready=lambda address: out.result({"address": address}, f"The KeyService answers on {address}"),
         )

@@ -15,10 +15,11 @@ from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
-from cloister.keyservice.app import ROOT_FILE, STORE_FILE, Tee, initialise, kept_root
+from cloister.keyservice.app import ROOT_FILE, Tee, initialise, kept_root
 from cloister.keyservice.replication.handover import Joiner
 from cloister.keyservice.root import Root, keep_root
 from cloister.keyservice.settings import Settings
+from cloister.keyservice.storage.place import StorePlace, store_place
 
 ASIDE: Final = ".before"  # ends the name of what an earlier build sealed
 
@@ -79,6 +80,7 @@ def find_root(
     clock: Clock,
     events: EventLog,
     new: bool = False,
+    store: StorePlace | None = None,
     sleep: Callable[[float], None] = time.sleep,
     patience_s: float = JOIN_PATIENCE_S,
 ) -> Root:
@@ -87,6 +89,7 @@ def find_root(
     What is sealed on the disk and does not open is of another build, or was changed: then, too, a replica is asked.
 
     :param new: make a new KeyService where there is nothing and no replica answers; only without a sealing key.
+    :param store: where its records are; by default in the state directory.
     :raises InvalidInput: ``argument``: a new one where ``init`` makes one that lasts.
     :raises Unavailable: ``state-missing``, ``state-unreadable``; no replica handed it over in time.
     :raises Tampered: as :func:`~cloister.keyservice.root.open_root`. :raises CloisterError: as :func:`join`.
@@ -102,7 +105,7 @@ def find_root(
                 hint="Name replicas that run with --peer: one of them hands the root secret over.",
             )
         try:
-            return kept_root(state, tee.sealer)
+            return kept_root(state, tee.sealer, store)
         except Tampered as error:
             if joining is None or error.code != "unseal-failed":
                 raise
@@ -113,8 +116,8 @@ def find_root(
         try:
             root = join(state, tee, settings, joining, clock, again=sealed is not None)
         except Unavailable as error:
-            if new and not (state / STORE_FILE).exists():
-                return initialise(state, tee, settings, clock)
+            if new and not (store or store_place(state)).exists():
+                return initialise(state, tee, settings, clock, store)
             if clock.monotonic() >= until:
                 raise sealed or error from None
             events.event("join-failed", level="warning", code=error.code)

@@ -1,0 +1,1 @@
+"""``Rows`` in one PostgreSQL database, a namespace for each replica (docs/adr/0015-postgresql.md)."""
