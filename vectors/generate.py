@@ -136,10 +136,15 @@ def vectors_statements(_old: Any) -> list[Case]:
         ("revoke-consent", {"model": model}),
         ("rotate-request-key", {"model": model, "key": fixed("c2")}),
         ("delegate", {"delegate": bob, "not_after": 1_900_000_000}),
+        ("require-approval", {"approvals": 2, "delegates": sorted([bob, fixed("carol")])}),
+        ("require-approval", {"approvals": 1, "delegates": []}),
+        ("approve", {"entry": 7, "statement": statement("revoke-consent", {"model": model})}),
+        ("decline", {"entry": 7}),
     ]
     key = public("alice")
     good = statement("revoke-consent", {"model": model})
     as_query = cose("alice", "query", cbor2.loads(good)[2])
+    unsorted = {"approvals": 2, "delegates": sorted([bob, fixed("carol")], reverse=True)}
     backwards = {"name": "d", "user": bob, "policy": d, "quota": 0, "not_before": 2, "not_after": 1}
 
     def refused(name: str, expect: str, kind: str, body: Case) -> Case:
@@ -155,6 +160,11 @@ def vectors_statements(_old: Any) -> list[Case]:
         refused("missing field", "field-missing", "revoke-consent", {}),
         refused("model of nobody", "id-malformed", "revoke-consent", {"model": "diagnosis"}),
         refused("name that climbs", "name-malformed", "revoke-consent", {"model": f"{owner.hex()}/.."}),
+        refused("three persons", "field-range", "require-approval", {"approvals": 3, "delegates": [bob]}),
+        refused("two persons and nobody", "field-range", "require-approval", {"approvals": 2, "delegates": []}),
+        refused("one person and others", "field-range", "require-approval", {"approvals": 1, "delegates": [bob]}),
+        refused("a person twice", "field-range", "require-approval", {"approvals": 2, "delegates": [bob, bob]}),
+        refused("persons out of order", "field-range", "require-approval", unsorted),
         refused("validity that ends before it begins", "validity-empty", "grant", backwards),
     ]
 

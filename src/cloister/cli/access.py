@@ -69,6 +69,10 @@ def _why(args: argparse.Namespace, out: Output, client: Client) -> int:
             f"the last runtime that was refused ({answer['denial']['tee']}, {_when(answer['denial']['time'])}):"
         )
         lines += map(_check, answer["denial"]["checks"])
+    lines += [
+        f"  waits for a second person until {_when(item['until'])}: log entry {item['entry']}"
+        for item in answer["waiting"]
+    ]
     failing = failure(answer["checks"])
     lines.append(_verdict(failing, failure(answer["denial"].get("checks", []))))
     out.result({"allowed": failing is None, **dict(as_json(answer))}, "\n".join(lines))  # type: ignore[call-overload]

@@ -7,7 +7,9 @@ import calendar
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cloister.attest.policy import Policy
 from cloister.attest.policy_toml import MAX_POLICY_TEXT, parse_policy
@@ -29,6 +31,17 @@ def add_account_options(parser: argparse.ArgumentParser) -> None:
 def add_owner_option(parser: argparse.ArgumentParser) -> None:
     """``--for``."""
     parser.add_argument("--for", dest="owner", metavar="OWNER", help="speak for an owner who delegated to you")
+
+
+def outcome(acknowledged: Mapping[str, Any], done: str) -> str:
+    """What a statement came to, for people: done, or waiting for a second person (clause 6.8)."""
+    if not acknowledged["pending"]:
+        return f"{done}; log entry {acknowledged['entry']}"
+    until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(acknowledged["pending"]))
+    return (
+        f"waits for a second person until {until}: entry {acknowledged['entry']}. Nothing has changed yet.\n"
+        f"Another person says: cloister approvals approve {acknowledged['entry']} --for OWNER (or, as the owner, alone)"
+    )
 
 
 def home_of(args: argparse.Namespace) -> Path:

@@ -15,6 +15,7 @@ from cloister.cli.account import (
     add_account_options,
     add_validity_options,
     open_client,
+    outcome,
     read_policy,
     resolve_model,
     validity_of,
@@ -42,7 +43,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.rotate_key:
         with open_client(args) as client:
             acknowledged = client.rotate_request_key(args.model)
-        out.result({"model": args.model, "entry": acknowledged["entry"]}, "rotated the request key")
+        out.result(
+            {"model": args.model, "entry": acknowledged["entry"], "pending": acknowledged["pending"]},
+            outcome(acknowledged, "rotated the request key"),
+        )
         return 0
     if args.policy is None:
         raise InvalidInput("policy-missing", "a consent needs a policy", hint="Name one with --policy FILE.toml.")
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         validity = validity_of(args, client.clock.now())
         kept = client.consent(args.model, policy, manifest_digest=manifest, mode=args.mode, validity=validity)
     out.result(
-        {"model": args.model, "policy": kept.policy_digest.hex(), "mode": kept.mode},
-        f"consented to {args.model} ({kept.mode})",
+        {"model": args.model, "policy": kept.policy_digest.hex(), "mode": kept.mode, **kept.place()},
+        outcome(kept.place(), f"consented to {args.model} ({kept.mode})"),
     )
     return 0

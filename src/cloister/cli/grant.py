@@ -13,6 +13,7 @@ from cloister.cli.account import (
     add_owner_option,
     add_validity_options,
     open_client,
+    outcome,
     read_policy,
     resolve_user,
     validity_of,
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         validity = validity_of(args, client.clock.now())
         acknowledged = client.grant(args.model, user, policy, validity=validity, quota=args.quota)
     out.result(
-        {"model": args.model, "user": user.hex(), "policy": policy.digest.hex(), "entry": acknowledged["entry"]},
-        f"granted {args.model} to {user.hex()[:16]}...; log entry {acknowledged['entry']}",
+        {"model": args.model, "user": user.hex(), "policy": policy.digest.hex()}
+        | {name: acknowledged[name] for name in ("entry", "pending")},
+        outcome(acknowledged, f"granted {args.model} to {user.hex()[:16]}..."),
     )
     return 0

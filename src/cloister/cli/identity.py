@@ -18,6 +18,7 @@ from cloister.cli.account import (
     add_validity_options,
     home_of,
     open_client,
+    outcome,
     parse_time,
     passphrase,
     resolve_user,
@@ -120,7 +121,9 @@ def _delegate(args: argparse.Namespace, out: Output) -> int:
         delegate = resolve_user(args, args.to)
         until = parse_time(args.not_after, client.clock.now())
         acknowledged = client.delegate(delegate, until)
-    out.result({"to": delegate.hex(), "until": until, "entry": acknowledged["entry"]})
+    said = {name: acknowledged[name] for name in ("entry", "pending")}
+    done = f"to: {delegate.hex()}\nuntil: {until}"
+    out.result({"to": delegate.hex(), "until": until, **said}, outcome(acknowledged, done))
     return 0
 
 

@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "model": ("cloister.cli.model", "pack, publish, list, rotate and retire models"),
     "grant": ("cloister.cli.grant", "let a user use one of your models"),
     "revoke": ("cloister.cli.revoke", "take back a grant or a consent"),
+    "approvals": ("cloister.cli.approvals", "statements that need two persons: what waits, approve, decline"),
     "consent": ("cloister.cli.consent", "let attested runtimes see your requests to a model"),
     "access": ("cloister.cli.access", "who may use what, why not, and what happened"),
     "infer": ("cloister.cli.infer", "run a model on your data, encrypted end to end"),

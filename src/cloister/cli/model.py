@@ -19,6 +19,7 @@ from cloister.cli.account import (
     add_owner_option,
     home_of,
     open_client,
+    outcome,
     passphrase,
     resolve_user,
 )
@@ -95,7 +96,8 @@ def _publish(args: argparse.Namespace, out: Output, client: Client) -> int:
     with progress_bars(out) as progress:
         acknowledged = client.publish(Path(args.subject), store=args.store, progress=progress)
     out.result(
-        {"published": args.subject, "entry": acknowledged["entry"]}, f"published; log entry {acknowledged['entry']}"
+        {"published": args.subject, "entry": acknowledged["entry"], "pending": acknowledged["pending"]},
+        outcome(acknowledged, "published"),
     )
     return 0
 
@@ -118,7 +120,10 @@ def _rotate(args: argparse.Namespace, out: Output, client: Client) -> int:
         raise InvalidInput("source-missing", "rotating encrypts the model anew", hint="Name its file with --source.")
     with progress_bars(out) as progress:
         acknowledged = client.rotate_model_key(args.subject, args.source, store=args.store, progress=progress)
-    out.result({"model": args.subject, "entry": acknowledged["entry"]}, f"rotated; log entry {acknowledged['entry']}")
+    out.result(
+        {"model": args.subject, "entry": acknowledged["entry"], "pending": acknowledged["pending"]},
+        outcome(acknowledged, "rotated"),
+    )
     return 0
 
 

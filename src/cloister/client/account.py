@@ -50,7 +50,8 @@ class Account:
         signer: SigningKey | None = None,
         sequence: int | None = None,
     ) -> dict[str, Any]:
-        """Make one statement; returns its acknowledgement after it is durable and its receipt was checked.
+        """Make one statement; returns its acknowledgement after it is durable and its receipt was checked. Its
+        ``pending`` says until when the statement waits for a second person, changing nothing; 0: it has effect (6.8).
 
         :param subject: for whom, when another identity delegated to this one.
         :param signer: the recovery key, where that one speaks.
@@ -123,6 +124,17 @@ class Account:
         result = self._patiently(lambda: self.link.call(calls.QUERY, signed))
         self.confirmed_s = result.pop("confirmed", None)
         return result
+
+    def every(self, kind: str, about: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """All items of a query that is answered in pages."""
+        items: list[dict[str, Any]] = []
+        asked = dict(about or {})
+        while True:
+            page = self.ask(kind, asked)
+            items += page["items"]
+            if page["next"] in ("", -1):
+                return items
+            asked["after"] = page["next"]
 
     def register(self) -> bool:
         """Make the identity known; ``False`` when it was already.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
 from cloister.base.errors import InvalidInput, Tampered
 from cloister.base.ids import ModelId
@@ -28,7 +28,7 @@ from cloister.log.entry import (
 )
 from cloister.log.export import ExportHeader, OpenedEntry
 from cloister.log.merkle import HASH_LENGTH, MerkleTree
-from cloister.wire.statements import FOREVER, Body, Validity, peek_statement
+from cloister.wire.statements import FOREVER, Approve, Body, Validity, peek_statement
 
 
 def export_own(client: Client, *, leaves: bool) -> tuple[ExportHeader, bytes, list[OpenedEntry]]:
@@ -92,6 +92,9 @@ def describe(index: int, entry: Entry) -> dict[str, Any]:
         row |= {"statement": kind, "issuer": statement.issuer.hex(), "subject": statement.subject.hex()}
         row |= _fields(statement.body)
         row["what"] = f"{_short(row['issuer'])} {kind}{_told(statement.body)}"
+        if isinstance(statement.body, Approve):
+            said = peek_statement(statement.body.statement)
+            row["what"] += f": {_short(said.issuer.hex())} {_words(type(said.body).__name__)}{_told(said.body)}"
         return row
     if entry.kind == RELEASE:
         release = ReleaseRecord.decode(entry.body)
@@ -161,6 +164,11 @@ def _code(measurements: Mapping[str, bytes]) -> str:
     return ", ".join(f"{name} {value.hex()[:16]}..." for name, value in sorted(measurements.items()))
 
 
+_TOLD: Final = frozenset({
+    "approvals", "delegate", "entry", "manifest_digest", "mode", "name", "policy_digest", "user", "version"
+})  # fmt: skip
+
+
 def _told(body: Body) -> str:
     parts = []
     for name, value in _fields(body).items():
@@ -171,7 +179,9 @@ def _told(body: Body) -> str:
         elif name == "model":
             owner, _, own_name = value.partition("/")
             parts.append(f"model {_short(owner)}/{own_name}")
-        elif name in ("user", "name", "mode", "policy_digest", "version", "delegate", "manifest_digest"):
+        elif name == "delegates":
+            parts.extend(f"delegate {_short(item)}" for item in value)
+        elif name in _TOLD:
             parts.append(f"{name.removesuffix('_digest')} {_short(value) if len(str(value)) == 64 else value}")
     return f" ({', '.join(parts)})" if parts else ""
 
@@ -194,6 +204,8 @@ def _plain(value: Any) -> Any:
             return {"not_before": value.not_before, "not_after": value.not_after}
         case dict():
             return {name: _plain(item) for name, item in value.items()}
+        case tuple():
+            return [_plain(item) for item in value]
         case None | bool() | int() | str():
             return value
         case _:

@@ -28,6 +28,7 @@ from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_RESPONSE_BODY
 from cloister.client import explain
 from cloister.client.account import Account
+from cloister.client.approvals import Approvals
 from cloister.client.evidence import ProfileCollateral
 from cloister.client.exchange import DEADLINE_S, OUTER_REFUSAL, SEALED_HEADERS, content_of, pause_before_next
 from cloister.client.identity import Identity, list_identities, load_identity
@@ -41,7 +42,7 @@ from cloister.client.usage import Usage
 T = TypeVar("T")
 
 
-class Client(Ownership, Usage):
+class Client(Ownership, Usage, Approvals):
     """One identity's way to the KeyService and to the models. Thread-safe; close it, or use it as a context.
 
     :param profile: where the services are. :param identity: who speaks.

@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
@@ -39,12 +39,21 @@ class ModelKey:
 
 @dataclass(frozen=True, slots=True)
 class RequestKey:
-    """A user's key to a model: what he consented to, and how."""
+    """A user's key to a model: what he consented to, and how.
+
+    :param entry: where it was consented to, and :param pending: until when that waits for a second person, or 0.
+    """
 
     mode: str
     policy_digest: bytes
     manifest_digest: bytes | None
     key: SecretBytes
+    entry: int = field(default=-1, compare=False)
+    pending: int = field(default=0, compare=False)
+
+    def place(self) -> dict[str, int]:
+        """Of a consent that was given just now: its log entry, and until when it waits for a second person, or 0."""
+        return {"entry": self.entry, "pending": self.pending}
 
 
 class Keyring:
@@ -115,21 +124,38 @@ class Keyring:
     def put_request_key(self, model: str, key: RequestKey) -> None:
         """Keep what was consented to."""
         with self._change() as state:
-            state.setdefault("requests", {})[model] = {
-                "mode": key.mode,
-                "policy": key.policy_digest.hex(),
-                "manifest": key.manifest_digest.hex() if key.manifest_digest else None,
-                "key": key.key.reveal().hex(),
-            }
+            state.setdefault("requests", {})[model] = _request_fields(key)
 
     def request_key(self, model: str) -> RequestKey | None:
         """The key in use."""
         entry = self._read().get("requests", {}).get(model)
-        if entry is None:
-            return None
-        manifest = bytes.fromhex(entry["manifest"]) if entry["manifest"] else None
-        key = SecretBytes(bytes.fromhex(entry["key"]))
-        return RequestKey(entry["mode"], bytes.fromhex(entry["policy"]), manifest, key)
+        return None if entry is None else _request_key(entry)
+
+    def put_waiting_key(self, model: str, entry: int, until: int, key: RequestKey) -> None:
+        """Keep a key that is used once a second person has said it too: what waits in this log entry."""
+        with self._change() as state:
+            waiting = state.setdefault("waiting", {}).setdefault(model, {})
+            waiting[str(entry)] = {"until": until, **_request_fields(key)}
+
+    def waiting_entries(self, model: str) -> list[int]:
+        """Log entries in which keys of this model wait."""
+        return sorted(int(entry) for entry in self._read().get("waiting", {}).get(model, {}))
+
+    def drop_waiting_keys(self, model: str, now: float) -> None:
+        """Forget those that nobody can approve any more."""
+        with self._change() as state:
+            waiting = state.get("waiting", {}).get(model, {})
+            for entry in [entry for entry, key in waiting.items() if key["until"] <= now]:
+                del waiting[entry]
+
+    def adopt_waiting_key(self, model: str, entry: int) -> None:
+        """What waited in this entry is in force; what waited before it comes to nothing."""
+        with self._change() as state:
+            waiting = state.get("waiting", {}).get(model, {})
+            if str(entry) in waiting:
+                state.setdefault("requests", {})[model] = waiting[str(entry)]
+            for other in [other for other in waiting if int(other) <= entry]:
+                del waiting[other]
 
     def request_models(self) -> list[str]:
         """Models with a request key here."""
@@ -139,6 +165,7 @@ class Keyring:
         """Forget it."""
         with self._change() as state:
             state.get("requests", {}).pop(model, None)
+            state.get("waiting", {}).pop(model, None)
 
     # --- the file ---
 
@@ -179,3 +206,18 @@ class Keyring:
         nonce = os.urandom(12)
         plain = json.dumps(state, sort_keys=True).encode()
         write_private(self._path, nonce + AESGCM(self._key).encrypt(nonce, plain, self._id))
+
+
+def _request_fields(key: RequestKey) -> dict[str, Any]:
+    return {
+        "mode": key.mode,
+        "policy": key.policy_digest.hex(),
+        "manifest": key.manifest_digest.hex() if key.manifest_digest else None,
+        "key": key.key.reveal().hex(),
+    }
+
+
+def _request_key(entry: dict[str, Any]) -> RequestKey:
+    manifest = bytes.fromhex(entry["manifest"]) if entry["manifest"] else None
+    key = SecretBytes(bytes.fromhex(entry["key"]))
+    return RequestKey(entry["mode"], bytes.fromhex(entry["policy"]), manifest, key)

@@ -12,7 +12,7 @@ from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.client.account import Account
 from cloister.client.keyring import RequestKey
-from cloister.client.sealing import SealingKeys, give_consent
+from cloister.client.sealing import SealingKeys, give_consent, keep_key
 from cloister.crypto.sign import SigningKey
 from cloister.wire.statements import (
     REQUEST_KEY,
@@ -96,9 +96,7 @@ class Usage:
         old = self.keys.consented(target)
         key = SecretBytes(secrets.token_bytes(32))
         acknowledged = self.account.say(RotateRequestKey(target, key_commitment(key)), (key,))
-        self.account.keyring.put_request_key(
-            str(target), RequestKey(old.mode, old.policy_digest, old.manifest_digest, key)
-        )
+        keep_key(self.account, target, RequestKey(old.mode, old.policy_digest, old.manifest_digest, key), acknowledged)
         self.keys.forget(target)
         return acknowledged
 
@@ -147,14 +145,7 @@ class Usage:
         return self._all("keyservice-events")
 
     def _all(self, kind: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = []
-        about: dict[str, Any] = {"subject": self.owner}
-        while True:
-            page = self.account.ask(kind, about)
-            items += page["items"]
-            if page["next"] in ("", -1):
-                return items
-            about["after"] = page["next"]
+        return self.account.every(kind, {"subject": self.owner})
 
     def why(self, model: str | ModelId, user: bytes | None = None) -> dict[str, Any]:
         """Dry run of a release: every check, with whose rule it is, and the last denial to a runtime."""

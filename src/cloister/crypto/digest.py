@@ -19,6 +19,7 @@ class Context(StrEnum):
 
     IDENTITY = "cloister/v1/identity-id"
     STATEMENT = "cloister/v1/statement"
+    WAITING_STATEMENT = "cloister/v1/waiting-statement"
     QUERY = "cloister/v1/query"
     POLICY = "cloister/v1/policy"
     CONFIGURATION = "cloister/v1/configuration"

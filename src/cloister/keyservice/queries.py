@@ -6,15 +6,15 @@ items (``models``: half as many), and ``next``, which is the next page's ``after
 (number).
 
 ``whoami``
-    About nothing. ``id, key, recovery, sequence, recovery_sequence, registered_at, delegates, delegated_by, time``;
-    the two lists are of ``{id, until}``.
+    About nothing. ``id, key, recovery, sequence, recovery_sequence, registered_at, delegates, delegated_by, approvals,
+    time``; the two lists are of ``{id, until}``; approvals: how many persons its statements need, 1 or 2.
 ``models``
     About ``after`` (text, optional). ``items`` of ``{relation, model, retired, versions}``, ``next``; relation is
     ``owner`` or ``granted``; versions are the newest 8, each ``{version, manifest, published_at, retired}``.
 ``access``
     About ``after`` (text, optional). ``items``, ``next``: grants by me and to me, ``{kind: grant, model, user, policy,
     not_before, not_after, quota, entry}``; consents by me, and by users whom I granted, ``{kind: consent, model, user,
-    policy, not_before, not_after, mode, manifest or versions, entry}``.
+    policy, not_before, not_after, mode, manifest or versions, entry, key_entry}``; key_entry: of its present key.
 ``events``
     About ``after`` (entry index, optional). ``items`` of ``{index, entry, inclusion}``, ``head``, ``next``; entry is
     the encoding, which opens the leaf; the proofs lead to ``head``.
@@ -25,7 +25,11 @@ items (``models``: half as many), and ``next``, which is the next page's ``after
     As ``events``: the entries about the KeyService itself, which concern everybody who rests on it (13.26.9).
 ``why``
     About ``model, user``. ``checks`` of ``{name, whose, verdict, code, expected, actual}``, and ``denial``: empty, or
-    of the last runtime that was refused ``{time, tee, checks}``.
+    of the last runtime that was refused ``{time, tee, checks}``. ``waiting``: statements of the asker that would change
+    the answer and wait for a second person, ``{entry, until}``.
+``pending``
+    About nothing. ``items`` of ``{index, entry, inclusion, until}``: all statements of the asker that wait for a second
+    person, and the ``head`` to which the proofs lead.
 ``service-key``
     About ``model, policy``, and ``manifest`` or ``versions``, as in the asker's consent. ``keys`` of ``{phase, key,
     endorsement}``; phase is ``pending``, ``active`` or ``stale``.
@@ -50,6 +54,7 @@ from cloister.crypto.sign import SigningKey
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.service_keys import endorsed_keys
 from cloister.keyservice.sessions import Denials
+from cloister.keyservice.state.persons import about_consent, about_grant, about_model, waiting_of
 from cloister.keyservice.state.state import EVERYBODY, State
 from cloister.wire.cbor import Fields
 from cloister.wire.statements import ANY_VERSION, SERVICE_KEY
@@ -95,6 +100,7 @@ class Queries:
             "why": self._why,
             "service-key": self._service_key,
             "policy": self._policy,
+            "pending": self._pending,
             "keyservice": self._describe,
         }
 
@@ -130,6 +136,7 @@ class Queries:
                 "delegated_by": [
                     {"id": o, "until": _until(state, o, me)} for o in state.delegated_to.of(me)[:QUERY_PAGE]
                 ],
+                "approvals": 2 if me in state.two_persons else 1,
                 "time": int(now),
             }
 
@@ -197,6 +204,7 @@ class Queries:
         party = Party.OWNER if me == model.owner else Party.USER
         with self._ledger.read() as (state, now):
             facts = state.facts(user, model)
+            waiting = _waiting(state, me, model, user, now)
         checks = explain(Asked(user, model), facts, owner_report=None, user_report=None, now=now)
         if me == model.owner == user:
             shown, last = checks, self._denials.last(model, user)
@@ -207,7 +215,18 @@ class Queries:
         denial: Result = {}
         if last is not None:
             denial = {"time": last.time, "tee": last.tee, "checks": list(map(_check, denied))}
-        return {"checks": list(map(_check, shown)), "denial": denial}
+        return {"checks": list(map(_check, shown)), "denial": denial, "waiting": waiting}
+
+    def _pending(self, me: bytes, about: Fields) -> Result:
+        about.done()
+        with self._ledger.read() as (state, now):
+            waiting = {item.entry: item for item in waiting_of(state, me, now)}
+        found, head = self._ledger.entries_with_head(list(waiting))
+        items = [
+            {"index": index, "entry": data, "inclusion": list(inclusion), "until": waiting[index].until}
+            for index, data, inclusion in found
+        ]
+        return {"items": items, "head": head.fields()}
 
     def _service_key(self, me: bytes, about: Fields) -> Result:
         model = ModelId.parse(about.text("model", limit=200))
@@ -314,7 +333,17 @@ def _record(record: GrantRecord | ConsentRecord) -> Result:
         return {"kind": "grant", "quota": record.quota, **item}
     named = record.manifest_digest
     which: Result = {"versions": ANY_VERSION} if named is None else {"manifest": named}
-    return {"kind": "consent", "mode": record.mode, **which, **item}
+    return {"kind": "consent", "mode": record.mode, "key_entry": record.key_entry, **which, **item}
+
+
+def _waiting(state: State, me: bytes, model: ModelId, user: bytes, now: float) -> list[Result]:
+    """What of mine waits for a second person, and would change the answer."""
+    mine: set[str] = set()
+    if me == model.owner:
+        mine |= {about_grant(model.name, user), about_model(model.name)}
+    if me == user:
+        mine.add(about_consent(model))
+    return [{"entry": item.entry, "until": item.until} for item in waiting_of(state, me, now) if item.about in mine]
 
 
 def _check(check: Check) -> Result:

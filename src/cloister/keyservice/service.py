@@ -34,7 +34,7 @@ from cloister.wire.calls import ATTEST, HANDOVER, QUERY, STATEMENT, Call, open_c
 from cloister.wire.cbor import Fields
 from cloister.wire.checkpoint import Checkpoint
 from cloister.wire.provisioning import open_session_call, parse_session_call, seal_session_reply
-from cloister.wire.statements import Statement, peek_query, peek_statement, verify_query
+from cloister.wire.statements import Approve, Statement, peek_query, peek_statement, verify_query
 
 NONCE_LENGTH: Final = 32
 # What a statement meets that is in the log: its number, or for those about the identity what they did to it.
@@ -288,8 +288,15 @@ class KeyService:
             "salt": done.entry.salt,
             "head": done.head.fields(),
             "inclusion": list(done.inclusion),
+            "pending": self._waits_until(done.index),
             "receipt": receipt.sign(self._root.log_key),
         }
+
+    def _waits_until(self, index: int) -> int:
+        """Until when the statement in this entry waited for a second person from the start; 0: it did not (6.8)."""
+        with self._ledger.read() as (state, _):
+            item = state.proposed.get(index)
+        return 0 if item is None else item.until
 
     def _write(self, call: Call, statement: Statement) -> Written:
         try:
@@ -307,8 +314,9 @@ class KeyService:
         verified = authenticate(call.body, identity)
         recovering = identity is not None and verified.signed_by == identity.recovery_key
 
-        def propose(state: State, _vault: Vault, now: float) -> Proposal:
+        def propose(state: State, vault: Vault, now: float) -> Proposal:
             check(state, verified, call.keys, now)
+            _require_key(state, vault, verified.statement)
             # After everything that a replay fails at: nobody else spends what the issuer may say.
             self._limiter.statement(state, verified.statement, now, by_recovery_key=recovering)
             return Proposal(log.STATEMENT, call.body, call.keys[0] if call.keys else None)
@@ -380,3 +388,15 @@ class KeyService:
     def close(self) -> None:
         """Refuse what comes; close the store."""
         self._ledger.close()
+
+
+def _require_key(state: State, vault: Vault, statement: Statement) -> None:
+    """Of an approval: the key that waits beside the statement is still there, whatever the clock did.
+
+    :raises Refused: ``key-destroyed``.
+    """
+    if not isinstance(statement.body, Approve):
+        return
+    item = state.proposed.get(statement.body.entry)
+    if item is not None and item.keyed and not vault.holds(item.entry):
+        raise Refused("key-destroyed", "the key was destroyed, because its time was over", hint="Say it again.")

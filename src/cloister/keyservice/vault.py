@@ -81,6 +81,10 @@ class Vault:
             raise Refused("key-destroyed", "the key was destroyed, because its time was over")
         return model_key, key
 
+    def holds(self, entry: int) -> bool:
+        """Whether the secret that arrived beside this entry is there."""
+        return entry in self._secrets
+
     def __len__(self) -> int:
         return len(self._secrets)
 

@@ -82,7 +82,7 @@ def read_proof(items: list[Any]) -> tuple[bytes, ...]:
 def check_statement_receipt(result: Mapping[str, Any], statement: bytes, log_keys: LogKeys) -> Receipt:
     """What a caller does with the reply to a statement (clause 13.4): his very statement is the entry in the log.
 
-    :param result: the opened reply: ``sequence, entry, time, salt, head, inclusion, receipt``.
+    :param result: the opened reply: ``sequence, entry, time, salt, head, inclusion, pending, receipt``.
     :param statement: the COSE_Sign1 as he sent it.
     :raises InvalidInput: anything malformed; ``receipt-other``.
     :raises Tampered: ``signature-invalid``, ``log-inclusion``, ``log-key-retired``.
@@ -92,6 +92,7 @@ def check_statement_receipt(result: Mapping[str, Any], statement: bytes, log_key
     head = LogHead.read(fields.mapping("head"))
     index, proof = fields.integer("entry"), read_proof(fields.items("inclusion", limit=MAX_PROOF))
     fields.integer("sequence", low=1)
+    fields.integer("pending")
     receipt = verify_receipt(fields.blob("receipt", limit=MAX_RECEIPT), log_keys)
     fields.done()
     log_keys.require_current(receipt.head.size)

@@ -12,7 +12,14 @@ from typing import Any, Final, TypeVar
 
 from cloister.base.errors import InvalidInput, Refused
 from cloister.base.ids import ID_LENGTH, ModelId, check_name
-from cloister.base.limits import CLOCK_SKEW_S, MAX_POLICY, MAX_STATEMENT, STATEMENT_LIFETIME_S
+from cloister.base.limits import (
+    CLOCK_SKEW_S,
+    MAX_APPROVED,
+    MAX_DELEGATES,
+    MAX_POLICY,
+    MAX_STATEMENT,
+    STATEMENT_LIFETIME_S,
+)
 from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context, digest
 from cloister.crypto.sign import PUBLIC_KEY_LENGTH, SIGNATURE_LENGTH, SigningKey
@@ -170,6 +177,33 @@ class Delegate:
     not_after: int
 
 
+@dataclass(frozen=True, slots=True)
+class RequireApproval:
+    """From now on two persons are needed for what widens or replaces, or again one only (clause 6.8).
+
+    :param approvals: 2, or 1 to end it.
+    :param delegates: those who may be the second person now, sorted: all that are delegated to; none to end it.
+    """
+
+    approvals: int
+    delegates: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Approve:
+    """A second person says it too: the statement that waits in this entry, to the byte."""
+
+    entry: int
+    statement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Decline:
+    """The statement that waits in this entry comes to nothing."""
+
+    entry: int
+
+
 Body = (
     Register
     | RotateIdentity
@@ -184,6 +218,9 @@ Body = (
     | RevokeConsent
     | RotateRequestKey
     | Delegate
+    | RequireApproval
+    | Approve
+    | Decline
 )
 
 
@@ -291,6 +328,16 @@ def _validity_fields(value: Validity) -> dict[str, object]:
     return {"not_before": value.not_before, "not_after": value.not_after}
 
 
+def _require_approval(fields: Fields) -> RequireApproval:
+    approvals = fields.integer("approvals", low=1, high=2)
+    delegates = fields.items("delegates", limit=MAX_DELEGATES)
+    if not all(type(item) is bytes and len(item) == ID_LENGTH for item in delegates):
+        raise InvalidInput("field-type", "delegates are ids of identities")
+    if delegates != sorted(set(delegates)) or bool(delegates) is not (approvals > 1):
+        raise InvalidInput("field-range", "delegates are sorted, each once, and named where two persons are required")
+    return RequireApproval(approvals, tuple(delegates))
+
+
 def _published(body: PublishModel | RotateModelKey) -> dict[str, object]:
     return {
         "name": body.name,
@@ -324,6 +371,9 @@ _READ: Final[dict[str, Callable[[Fields], Body]]] = {
     "revoke-consent": lambda f: RevokeConsent(_model(f)),
     "rotate-request-key": lambda f: RotateRequestKey(_model(f), _digest(f, "key")),
     "delegate": lambda f: Delegate(f.blob("delegate", exactly=ID_LENGTH), f.integer("not_after", high=FOREVER)),
+    "require-approval": _require_approval,
+    "approve": lambda f: Approve(f.integer("entry"), f.blob("statement", limit=MAX_APPROVED)),
+    "decline": lambda f: Decline(f.integer("entry")),
 }
 
 
@@ -362,6 +412,12 @@ def _fields(body: Body) -> tuple[str, dict[str, object]]:
             return "rotate-request-key", {"model": str(body.model), "key": body.key_commitment}
         case Delegate():
             return "delegate", {"delegate": body.delegate, "not_after": body.not_after}
+        case RequireApproval():
+            return "require-approval", {"approvals": body.approvals, "delegates": list(body.delegates)}
+        case Approve():
+            return "approve", {"entry": body.entry, "statement": body.statement}
+        case Decline():
+            return "decline", {"entry": body.entry}
 
 
 def sign_statement(statement: Statement, key: SigningKey) -> bytes:

@@ -40,7 +40,7 @@ def test_what_refuses(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     @contextmanager
     def opened(_args: object) -> Iterator[SimpleNamespace]:
         account = SimpleNamespace(identity=SimpleNamespace(id=b"u" * 32))
-        yield SimpleNamespace(account=account, why=lambda _model, _user: answer)
+        yield SimpleNamespace(account=account, why=lambda _model, _user: {"waiting": [], **answer})
 
     monkeypatch.setattr(access, "open_client", opened)
     assert main(["access", "why", MODEL]) == status

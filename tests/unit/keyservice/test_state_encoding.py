@@ -21,6 +21,7 @@ from cloister.access.records import (
 from cloister.base.ids import ModelId
 from cloister.keyservice.state import encoding
 from cloister.keyservice.state.encoding import Copy, Reader, copy, rows, version
+from cloister.keyservice.state.persons import APPROVED, Waiting
 from cloister.keyservice.state.state import SecretPlace, State
 from cloister.keyservice.state.tables import Table
 from cloister.log.entry import BundleRecord, Genesis
@@ -79,6 +80,10 @@ def full() -> State:
     state.delegated_to.add(TWO, ONE)
     state.service_keys.put((MODEL, None, NAME), (ServiceKey(MODEL, None, NAME, 1, TWO, 3, 4, 5),))
     state.service_keys.put((MODEL, ONE, NAME), ())
+    state.two_persons.put(ONE, 5)
+    state.proposed.put(6, Waiting(6, ONE, TWO, NAME, TWO, "grant model", 99, True))
+    state.proposed.put(7, Waiting(7, ONE, TWO, NAME, TWO, "persons", 98, False, APPROVED, 8))
+    state.waiting.add(ONE, 6)
     state.secrets.put(3, SecretPlace(NAME, None))
     state.secrets.put(4, SecretPlace(TWO, 99))
     state.dying.put(4, 99)

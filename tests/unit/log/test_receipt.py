@@ -31,6 +31,7 @@ def acknowledgement(**changed: object) -> dict[str, object]:
         "time": 1003,
         "salt": bytes([3]) * 32,
         "head": HEAD.fields(),
+        "pending": 0,
         "inclusion": list(TREE.inclusion(3)),
         "receipt": RECEIPT.sign(KEY),
     }

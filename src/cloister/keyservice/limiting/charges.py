@@ -9,8 +9,11 @@ from __future__ import annotations
 from enum import StrEnum
 
 from cloister.base.ids import ModelId
+from cloister.keyservice.state.persons import about
 from cloister.keyservice.state.state import State
 from cloister.wire.statements import (
+    Approve,
+    Decline,
     Delegate,
     DisableIdentity,
     Register,
@@ -40,8 +43,8 @@ def charge_of(state: State, statement: Statement, now: float, *, by_recovery_key
     match body:
         case Register():
             return Charge.NONE if state.grants_to.count(statement.issuer) else Charge.REGISTRATION
-        case DisableIdentity():
-            return Charge.NONE  # once for each identity
+        case DisableIdentity() | Approve() | Decline():
+            return Charge.NONE  # once for each identity, and for each statement that waits
         case RotateIdentity():
             return Charge.RECOVERY if by_recovery_key else Charge.WITHDRAWAL
         case RotateModelKey() | RotateRequestKey():
@@ -56,7 +59,14 @@ def charge_of(state: State, statement: Statement, now: float, *, by_recovery_key
             there = state.delegates_of.has(subject, body.delegate)
         case _:
             return Charge.STATEMENT
-    return Charge.NONE if there else Charge.WITHDRAWAL
+    return Charge.NONE if there or _waits(state, statement) else Charge.WITHDRAWAL
+
+
+def _waits(state: State, statement: Statement) -> bool:
+    """Whether it takes back what waits for a second person."""
+    name = about(statement)
+    found = (state.proposed.get(entry) for entry in state.waiting.of(statement.subject))
+    return any(item is not None and item.about == name for item in found)
 
 
 def _retires(state: State, name: ModelId, manifest: bytes) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 from cloister.access.records import ConsentRecord, GrantRecord, Identity, Model, ServiceKey
 from cloister.base.ids import ModelId
 from cloister.crypto.digest import Context, digest
+from cloister.keyservice.state.persons import Waiting
 from cloister.keyservice.state.state import SecretPlace, ServiceKeyName, State
 from cloister.log.entry import BundleRecord, Genesis
 from cloister.wire.log_keys import LogKeys
@@ -27,6 +28,8 @@ TABLES: Final[Mapping[str, tuple[Any, Any]]] = {
     "grants": (tuple[ModelId, bytes], GrantRecord),
     "consents": (tuple[bytes, ModelId], ConsentRecord),
     "delegations": (tuple[bytes, bytes], int),
+    "two_persons": (bytes, int),
+    "proposed": (int, Waiting),
     "service_keys": (ServiceKeyName, tuple[ServiceKey, ...]),
     "secrets": (int, SecretPlace),
     "dying": (int, int),
@@ -40,6 +43,7 @@ INDEXES: Final[Mapping[str, tuple[Any, Any]]] = {
     "consents_to": (ModelId, bytes),
     "delegates_of": (bytes, bytes),
     "delegated_to": (bytes, bytes),
+    "waiting": (bytes, int),
 }
 VALUES: Final[Mapping[str, Any]] = {
     "size": int,

@@ -11,18 +11,22 @@ from cloister.base import limits
 from cloister.base.errors import InvalidInput, Refused, Tampered
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
-from cloister.crypto.digest import Context
+from cloister.crypto.digest import Context, same
 from cloister.crypto.sign import verify
+from cloister.keyservice.state.persons import WAITING, Waiting, needs_second, statement_digest, waiting_of
 from cloister.keyservice.state.state import State
 from cloister.wire.statements import (
     REQUEST_KEY,
+    Approve,
     Consent,
+    Decline,
     DefinePolicy,
     Delegate,
     DisableIdentity,
     Grant,
     PublishModel,
     Register,
+    RequireApproval,
     RetireModel,
     RevokeConsent,
     RevokeGrant,
@@ -113,6 +117,9 @@ def check_rules(state: State, verified: VerifiedStatement, now: float) -> None:
         return
     _check_issuer(state, verified, now)
     _check_body(state, statement, now)
+    if needs_second(state, statement, now):
+        count = len(waiting_of(state, statement.subject, now))
+        _limit(count + 1, limits.MAX_WAITING, "statements that wait for a second person")
 
 
 def _check_keys(statement: Statement, keys: tuple[SecretBytes, ...]) -> None:
@@ -162,9 +169,9 @@ def _check_issuer(state: State, verified: VerifiedStatement, now: float) -> None
     if not state.may_speak_for(statement.issuer, statement.subject, now):
         raise Refused("not-delegated", "the subject has not delegated to this issuer, or no longer does")
     if statement.issuer != statement.subject and isinstance(
-        statement.body, (RotateIdentity, DisableIdentity, Delegate)
+        statement.body, (RotateIdentity, DisableIdentity, Delegate, RequireApproval)
     ):
-        raise Refused("delegate-limits", "a delegate neither delegates, rotates nor disables")
+        raise Refused("delegate-limits", "a delegate neither delegates, rotates, disables nor says how many it takes")
 
 
 def _check_body(state: State, statement: Statement, now: float) -> None:
@@ -208,6 +215,12 @@ def _check_body(state: State, statement: Statement, now: float) -> None:
             _check_fresh_key(state, subject, body.model, body.key_commitment)
         case Delegate():
             _check_delegate(state, subject, body, now)
+        case RequireApproval():
+            _check_require_approval(state, subject, body, now)
+        case Approve():
+            _check_approve(state, statement, body, now)
+        case Decline():
+            _waiting(state, subject, body.entry, now)
 
 
 def _check_rotate_identity(state: State, statement: Statement, body: RotateIdentity) -> None:
@@ -275,6 +288,59 @@ def _check_delegate(state: State, subject: bytes, body: Delegate, now: float) ->
     if body.delegate not in state.identities:
         raise _unknown(body.delegate)
     _limit(state.delegates_of.count(subject) + (not known), limits.MAX_DELEGATES, "delegates of one identity")
+
+
+def _check_require_approval(state: State, subject: bytes, body: RequireApproval, now: float) -> None:
+    required = subject in state.two_persons
+    if (body.approvals > 1) is required:
+        raise Refused("approval-unchanged", f"this identity's statements need {1 + required} already")
+    if body.approvals > 1 and body.delegates != persons_beside(state, subject, now):
+        raise Refused(
+            "delegates-differ",
+            "the delegates in force are others than those named as second persons",
+            hint="Look at `cloister identity show`: whoever is delegated to can approve from now on.",
+        )
+
+
+def persons_beside(state: State, subject: bytes, now: float) -> tuple[bytes, ...]:
+    """Who can be a second person beside the identity itself, sorted: its delegates in force."""
+    found = []
+    for delegate in state.delegates_of.of(subject):
+        identity = state.identities.get(delegate)
+        if identity is not None and not identity.disabled and state.may_speak_for(delegate, subject, now):
+            found.append(delegate)
+    return tuple(sorted(found))
+
+
+def _waiting(state: State, subject: bytes, entry: int, now: float) -> Waiting:
+    item = state.proposed.get(entry)
+    if item is None or item.subject != subject:
+        raise Refused("approval-unknown", f"no statement of this identity waits in log entry {entry}")
+    if item.outcome != WAITING:
+        raise Refused("approval-settled", f"the statement in log entry {entry} was {item.outcome} already")
+    if now >= item.until:
+        raise Refused("approval-expired", f"the statement in log entry {entry} waited too long", hint="Say it again.")
+    return item
+
+
+def _check_approve(state: State, statement: Statement, body: Approve, now: float) -> None:
+    """The second person is another one, and says the very same; everything else is judged as if it were said now."""
+    item = _waiting(state, statement.subject, body.entry, now)
+    if not same(statement_digest(body.statement), item.statement):
+        raise Refused("approval-other", f"another statement waits in log entry {body.entry} than the one approved")
+    if statement.issuer == item.issuer:
+        raise Refused("approval-same-person", "whoever made a statement cannot be the second person for it")
+    first = state.identities.get(item.issuer)
+    if (
+        first is None
+        or first.disabled
+        or first.public_key != item.signed_by
+        or not state.may_speak_for(item.issuer, item.subject, now)
+    ):
+        raise Refused(
+            "approval-issuer-gone", "whoever made the statement may say it no more, or has another key by now"
+        )
+    _check_body(state, peek_statement(body.statement), now)
 
 
 def _own_model(state: State, owner: bytes, name: str) -> Model:

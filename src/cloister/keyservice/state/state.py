@@ -13,6 +13,7 @@ from cloister.access.records import ConsentRecord, Facts, GrantRecord, Identity,
 from cloister.base.ids import ModelId
 from cloister.base.limits import BLOCK_ENTRIES
 from cloister.keyservice.state.events import Events
+from cloister.keyservice.state.persons import Waiting
 from cloister.keyservice.state.tables import Index, Journal, Table
 from cloister.log.entry import BundleRecord, Genesis
 from cloister.wire.log_keys import LogKeys
@@ -62,6 +63,9 @@ class State:
         self.delegations: Table[tuple[bytes, bytes], int] = Table(self.journal)
         self.delegates_of: Index[bytes, bytes] = Index(self.journal)
         self.delegated_to: Index[bytes, bytes] = Index(self.journal)
+        self.two_persons: Table[bytes, int] = Table(self.journal)  # since which entry one is not enough
+        self.proposed: Table[int, Waiting] = Table(self.journal)  # all that ever waited for a second person
+        self.waiting: Index[bytes, int] = Index(self.journal)  # of one identity, still
         self.service_keys: Table[ServiceKeyName, tuple[ServiceKey, ...]] = Table(self.journal)
         self.secrets: Table[int, SecretPlace] = Table(self.journal)
         self.dying: Table[int, int] = Table(self.journal)

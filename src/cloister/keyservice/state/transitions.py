@@ -18,8 +18,19 @@ from cloister.access.records import (
 )
 from cloister.base.errors import Tampered
 from cloister.base.ids import ModelId
-from cloister.base.limits import REQUEST_FRESHNESS_S
+from cloister.base.limits import APPROVAL_MARGIN_S, REQUEST_FRESHNESS_S
 from cloister.crypto.digest import Context, digest
+from cloister.keyservice.state.persons import (
+    APPROVED,
+    DECLINED,
+    EXPIRED,
+    SUPERSEDED,
+    Waiting,
+    needs_second,
+    overtaken,
+    settled,
+    waits,
+)
 from cloister.keyservice.state.rules import authenticate
 from cloister.keyservice.state.state import EVERYBODY, SecretPlace, State
 from cloister.log import entry as log
@@ -35,13 +46,16 @@ from cloister.log.entry import (
 from cloister.wire.log_keys import LogKeys
 from cloister.wire.statements import (
     REQUEST_KEY,
+    Approve,
     Consent,
+    Decline,
     DefinePolicy,
     Delegate,
     DisableIdentity,
     Grant,
     PublishModel,
     Register,
+    RequireApproval,
     RetireModel,
     RevokeConsent,
     RevokeGrant,
@@ -118,17 +132,38 @@ def _about(state: State, index: int, *parties: bytes) -> None:
 
 def _statement(state: State, index: int, entry: Entry) -> None:
     statement, time = peek_statement(entry.body), entry.time
-    body, subject = statement.body, statement.subject
-    parties = [statement.issuer, subject]
+    body = statement.body
+    parties = [statement.issuer, statement.subject]
     if not isinstance(body, (Register, RotateIdentity, DisableIdentity)):
         _advance(state, statement)
+    if needs_second(state, statement, time):
+        _wait(state, index, time, statement, entry.body)
+    elif isinstance(body, Approve):
+        parties += _approve(state, index, time, body)
+    elif isinstance(body, Decline):
+        item = _proposed(state, body.entry)
+        parties.append(item.issuer)
+        _settle(state, item, DECLINED, index, time)
+    else:
+        parties += _effect(state, index, time, statement, entry.body)
+        _overtake(state, statement, index, index, time)
+    _about(state, index, *parties)
+
+
+def _effect(state: State, index: int, time: int, statement: Statement, received: bytes) -> list[bytes]:
+    """What a statement does; whom it concerns beside issuer and subject.
+
+    :param index: of the entry that holds it, beside which its key is.
+    """
+    body, subject = statement.body, statement.subject
+    parties: list[bytes] = []
     match body:
         case Register():
             state.identities.put(
                 subject, Identity(subject, body.public_key, body.recovery_key, statement.sequence, time)
             )
         case RotateIdentity() | DisableIdentity():
-            _identity(state, entry.body, statement, body)
+            _identity(state, received, statement, body)
         case DefinePolicy():
             name = digest(Context.POLICY, body.policy)  # as written: what a later version cannot parse keeps its name
             state.policies.put(name, body.policy)
@@ -167,7 +202,60 @@ def _statement(state: State, index: int, entry: Entry) -> None:
             if body.not_after > time or state.delegates_of.has(subject, body.delegate):
                 parties.append(body.delegate)
             _delegate(state, time, subject, body)
-    _about(state, index, *parties)
+        case RequireApproval():
+            if body.approvals > 1:
+                state.two_persons.put(subject, index)
+            else:
+                state.two_persons.drop(subject)
+        case Approve() | Decline():
+            raise Tampered("log-order", "a log entry approves what approves")
+    return parties
+
+
+def _wait(state: State, index: int, time: int, statement: Statement, received: bytes) -> None:
+    """One person said it. Its key is kept, and destroyed unless another one says it too."""
+    commitment = getattr(statement.body, "key_commitment", b"")
+    item = waits(state, index, statement, received, time, keyed=bool(commitment))
+    for earlier in state.waiting.of(statement.subject):
+        over = _proposed(state, earlier)
+        if time >= over.until:
+            _settle(state, over, EXPIRED, index, time)
+    state.proposed.put(index, item)
+    state.waiting.add(statement.subject, index)
+    if commitment:
+        state.secrets.put(index, SecretPlace(commitment))
+        _kill(state, index, item.until + APPROVAL_MARGIN_S)
+
+
+def _approve(state: State, index: int, time: int, body: Approve) -> list[bytes]:
+    """It has effect as of now, with the key that arrived beside it."""
+    item, statement = _proposed(state, body.entry), peek_statement(body.statement)
+    state.proposed.put(item.entry, settled(item, APPROVED, index))
+    state.waiting.discard(item.subject, item.entry)
+    state.dying.drop(item.entry)
+    parties = _effect(state, item.entry, time, statement, body.statement)
+    _overtake(state, statement, item.entry, index, time)
+    return [item.issuer, *parties]
+
+
+def _overtake(state: State, statement: Statement, entry: int, index: int, time: int) -> None:
+    for item in list(overtaken(state, statement, entry, time)):
+        _settle(state, item, SUPERSEDED, index, time)
+
+
+def _settle(state: State, item: Waiting, outcome: str, index: int, time: int) -> None:
+    """It comes to nothing, and its key is destroyed."""
+    state.proposed.put(item.entry, settled(item, outcome, index))
+    state.waiting.discard(item.subject, item.entry)
+    if item.keyed:
+        _kill(state, item.entry, time)
+
+
+def _proposed(state: State, entry: int) -> Waiting:
+    item = state.proposed.get(entry)
+    if item is None:
+        raise Tampered("log-order", "a log entry settles a statement that no earlier entry holds")
+    return item
 
 
 def _granting(state: State, user: bytes, model: ModelId) -> tuple[bytes, ...]:
