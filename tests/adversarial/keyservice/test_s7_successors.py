@@ -479,8 +479,8 @@ def test_s7_an_older_build_that_cannot_read_an_entry_keeps_what_it_has_and_stand
     monkeypatch.setattr(leader.replica, "standing", lambda: replace(newest(), level=LEVEL + 1))
     decode, unread = log.Entry.decode, []
 
-    def older(data: bytes) -> Entry:
-        entry = decode(data)
+    def older(data: bytes, **options: bool) -> Entry:
+        entry = decode(data, **options)
         if entry.kind == log.BUNDLE:
             unread.append(entry)
             raise InvalidInput("entry-unknown", "unknown to this version")
