@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import Registry
+from cloister.adapters.tee.measurement import own_code
 from cloister.adapters.witness import HttpWitness, WitnessPort
 from cloister.attest.bundle import TrustBundle, open_bundle
 from cloister.attest.configuration import decode_configuration
@@ -262,7 +263,7 @@ def assemble(
                 hint="Say --peer URL for each other replica; `replicas` in the configuration says how many there are.",
             )
         anchor = make_anchor(settings, root, witnesses, clock, events)
-        ledger = Ledger(stored(rows, root, block_entries), clock, anchor, tee.measurement)
+        ledger = Ledger(stored(rows, root, block_entries), clock, anchor, own_code(tee.attester))
         ledger.watch(lambda error: events.event("store-tampered", level="error", code=error.code))
         if not settings.replicas or ledger.head().size:  # a replica that joined has nothing yet
             require_root(ledger, root, catching_up=bool(settings.replicas))

@@ -75,7 +75,7 @@ class Ledger:
     """State, log and vault over a store; thread-safe.
 
     :param anchor: confirms heads (clause 13.10); by default nothing does.
-    :param code: measurement of what runs: a snapshot that other code wrote is not gone on from (13.23.4).
+    :param code: names what runs: a snapshot that other code wrote is not gone on from (13.23.4).
     :ivar trouble: code of what the store said to the last attempt to write; empty when it was written.
     :ivar begun: entries in the snapshot that was gone on from, which were not read then; ``rows``: that it had.
     :ivar ignored: why a snapshot was not gone on from: a code, or empty.
