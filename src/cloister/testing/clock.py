@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cloister.base.clock import Clock
+
 
 class FakeClock:
     """``cloister.base.clock.Clock`` for tests."""
@@ -26,3 +28,19 @@ class FakeClock:
     def set(self, now: float) -> None:
         """Set the wall clock, backwards too, as a host can; the monotonic clock stays."""
         self._now = now
+
+
+class ShiftedClock:
+    """``cloister.base.clock.Clock``: another one's, so many seconds ahead (or behind, below zero)."""
+
+    def __init__(self, clock: Clock, ahead_s: float) -> None:
+        self._clock = clock
+        self.ahead_s = ahead_s
+
+    def now(self) -> float:
+        """As shifted."""
+        return self._clock.now() + self.ahead_s
+
+    def monotonic(self) -> float:
+        """The other's."""
+        return self._clock.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -74,6 +75,7 @@ class EmbeddedKeyService:
         bundle_key: SigningKey | None = None,
         bundle: TrustBundle | None = None,
         code: str = "keyservice",
+        world: Clock | None = None,
         identity: bytes = bytes(16),
         empty: bool = False,
         peers: Sequence[Peer] = (),
@@ -100,7 +102,11 @@ class EmbeddedKeyService:
         self._block_entries = block_entries
         self._collateral = collateral or NoCollateral()
         self._bundle_key = bundle_key
-        self.bundle = self.tee.bundle(bundle_key) if bundle is None and bundle_key is not None else bundle
+        self.bundle = (
+            replace(self.tee, clock=world or self.clock).bundle(bundle_key)
+            if bundle is None and bundle_key is not None
+            else bundle
+        )
         self._bundle_digest = bundle_digest
         if rows is None and not self.disk.tables["entries"] and not empty:
             begin(MemoryRows(self.disk), self.root, self.settings, self.clock).close()

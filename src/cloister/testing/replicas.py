@@ -16,7 +16,7 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.root import root_of
-from cloister.testing.clock import FakeClock
+from cloister.testing.clock import FakeClock, ShiftedClock
 from cloister.testing.embedded import EmbeddedKeyService
 from cloister.testing.rows import MemoryDisk
 from cloister.testing.tee import SimulatedTee
@@ -52,13 +52,20 @@ class Cluster:
     """``count`` replicas and three witnesses, of which two must sign. Replica 0 made the log.
 
     :param patience_s: how long an entry waits for its confirmation. :param block_entries: of a block of their stores.
+    :param ahead_s: by which the wall clocks of replicas, by number, are ahead of the world's.
     :ivar live: the replicas that run, by number. :ivar disks: what they left on their disks.
     :ivar cut: pairs (from, to) between which nothing passes.
     :ivar tap: every exchange passes through it: (from, to, request, answer) to the answer.
     """
 
     def __init__(
-        self, folder: Path, *, count: int = 3, patience_s: float = 0.4, block_entries: int = BLOCK_ENTRIES
+        self,
+        folder: Path,
+        *,
+        count: int = 3,
+        patience_s: float = 0.4,
+        block_entries: int = BLOCK_ENTRIES,
+        ahead_s: dict[int, float] | None = None,
     ) -> None:
         self.clock = FakeClock()
         self.count = count
@@ -71,6 +78,7 @@ class Cluster:
         self.disks = [MemoryDisk() for _ in range(count)]
         self.live: dict[int, EmbeddedKeyService] = {}
         self.cut: set[tuple[int, int]] = set()
+        self.ahead_s = ahead_s or {}
         self.tap: Callable[[int, int, bytes, bytes], bytes] = lambda _from, _to, _request, answer: answer
         for number in range(count):
             self.start(number)
@@ -85,7 +93,8 @@ class Cluster:
         settings["block_entries"] = self.block_entries
         settings |= {"empty": number != 0 or disk is not None, **changes}
         ks = EmbeddedKeyService(
-            clock=self.clock,
+            clock=ShiftedClock(self.clock, self.ahead_s.get(number, 0.0)),
+            world=ShiftedClock(self.clock, -7200.0),  # the trust bundle was signed two hours ago
             disk=self.disks[number],
             runtime_tee=self.platform,
             bundle_key=self.bundle_key,
