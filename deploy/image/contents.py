@@ -25,7 +25,7 @@ ROOTS = {
 
 def modules(roots: tuple[str, ...]) -> list[str]:
     """Their names, sorted. Imports within functions count."""
-    graph = grimp.build_graph("cloister")
+    graph = grimp.build_graph("cloister", cache_dir=None)  # its cache goes by times of files
     found: set[str] = set()
     waiting = ["cloister.__main__", *(f"cloister.cli.{name}" for name in roots)]
     while waiting:

@@ -39,7 +39,7 @@ from cloister.log.merkle import HASH_LENGTH, MAX_PROOF, MerkleTree, verify_consi
 from cloister.log.receipt import read_proof
 from cloister.log.witness import require_quorum
 from cloister.wire import calls, cbor
-from cloister.wire.calls import Description, LogHead
+from cloister.wire.calls import Description, LogHead, WireEvidence
 from cloister.wire.cbor import Fields
 from cloister.wire.log_keys import LogKeys
 
@@ -166,10 +166,33 @@ class AttestedKeyService:
     appraisal: Appraisal
 
 
+class Attested(Protocol):
+    """What a KeyService says of itself: a description, or what asks custodians for their shares."""
+
+    @property
+    def evidence(self) -> WireEvidence: ...
+
+    @property
+    def configuration(self) -> bytes: ...
+
+    @property
+    def bundle_digest(self) -> bytes: ...
+
+    def report_data(self) -> bytes: ...
+
+
 def believe(
     description: Description, *, bundle: TrustBundle, collateral: Collateral, now: float, steps: Steps | None = None
 ) -> AttestedKeyService:
-    """Decide whether this KeyService is the one that the bundle means (clauses 5.2, 5.4).
+    """Decide whether this KeyService is the one that the bundle means (clauses 5.2, 5.4); raises as :func:`judge`."""
+    appraisal = judge(description, bundle=bundle, collateral=collateral, now=now, steps=steps)
+    return AttestedKeyService(description, appraisal)
+
+
+def judge(
+    said: Attested, *, bundle: TrustBundle, collateral: Collateral, now: float, steps: Steps | None = None
+) -> Appraisal:
+    """Whether the bundle means such a KeyService, whatever it says its evidence for.
 
     :raises Refused: ``keyservice-bundle-differs``, ``keyservice-rollback-unsafe``, ``bundle-expired`` and the codes of
         verification and appraisal.
@@ -179,23 +202,19 @@ def believe(
     if not bundle.issued_at <= now + 60 or now >= bundle.expires_at:
         raise Refused("bundle-expired", "the trust bundle is not in force", hint="Get the newest one from its author.")
     try:
-        tee = TeeType(description.evidence.tee)
+        tee = TeeType(said.evidence.tee)
     except ValueError as error:
         raise InvalidInput("evidence-unknown-tee", "the KeyService's evidence names no TEE known here") from error
-    configuration = decode_configuration(description.configuration)
-    evidence = Evidence(tee, description.evidence.body, description.evidence.endorsements)
+    configuration = decode_configuration(said.configuration)
+    evidence = Evidence(tee, said.evidence.body, said.evidence.endorsements)
     verified = verify(evidence, collateral, bundle.anchors(), now, steps)
     bundle.check_collateral(verified.claims)
     appraisal = appraise(
-        verified,
-        configuration=configuration,
-        report_data=description.report_data(),
-        policy=bundle.keyservice,
-        now=now,
+        verified, configuration=configuration, report_data=said.report_data(), policy=bundle.keyservice, now=now
     )
-    check_bundle_in_use(description.bundle_digest, bundle)
+    check_bundle_in_use(said.bundle_digest, bundle)
     check_rollback_protection(configuration, bundle)
-    return AttestedKeyService(description, appraisal)
+    return appraisal
 
 
 def check_bundle_in_use(digest: bytes, bundle: TrustBundle) -> None:

@@ -14,8 +14,8 @@ from cloister.base.clock import Clock
 Value = str | int | float | bool | None
 
 FIELDS: Final = frozenset({
-    "action", "address", "attempt", "cause", "code", "count", "decision", "duration_ms", "endpoint", "engine",
-    "epoch", "error", "family", "hint", "instance", "instances", "isolation", "lease_s", "level", "limit",
+    "action", "address", "attempt", "cause", "code", "count", "custodian", "decision", "duration_ms", "endpoint",
+    "engine", "epoch", "error", "family", "hint", "instance", "instances", "isolation", "lease_s", "level", "limit",
     "measurement", "method", "mode", "model", "path", "pid", "platform", "policy", "pool", "port", "queue",
     "reason", "replica", "request_id", "result", "retry_after", "role", "route", "sequence", "service", "simulated",
     "size_class", "stage", "state", "status", "step", "tee", "threads", "user", "version", "where",

@@ -129,6 +129,7 @@ REPEATED_STATEMENTS: Final = 64  # newest entries of an identity among which a r
 
 # --- custodians (clauses 13.24 ff.) ---
 MAX_CUSTODIANS: Final = 16  # people or organisations who are called together; a share of each is 1.2 KiB of the record
+MAX_CUSTODIAN_KEY: Final = 4 * KIB  # a public key in hexadecimal, or a private one in PEM form
 MAX_CUSTODY_RECORD: Final = 64 * KIB  # 16 shares and the root; it is kept beside an entry, whose limit is 80 KiB
 MAX_RECOVERY_OFFER: Final = 512 * KIB  # such a record, evidence and what was endorsed with it
 MAX_RECOVERY_ANSWER: Final = 2 * KIB  # a share of 32 bytes, sealed

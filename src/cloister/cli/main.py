@@ -37,6 +37,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "keyservice": ("cloister.cli.keyservice", "make, run and look at a KeyService"),
     "log": ("cloister.cli.log", "export a KeyService's log, check it offline, see who could read what"),
     "witness": ("cloister.cli.witness", "see that logs of KeyServices only grow, and co-sign their heads"),
+    "custodian": ("cloister.cli.custodian", "hold a key that brings a KeyService back when its machines are lost"),
     "runtime": ("cloister.cli.runtime", "run a runtime, which answers sealed requests"),
     "openwhisk-action": ("cloister.cli.openwhisk_action", "run a runtime as an OpenWhisk Docker action"),
     "gateway": ("cloister.cli.gateway", "take sealed requests to runtimes that it starts and stops as needed"),

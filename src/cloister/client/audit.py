@@ -12,9 +12,12 @@ from typing import Any, Final
 from cloister.base.errors import InvalidInput, Tampered
 from cloister.base.ids import ModelId
 from cloister.client.client import Client
+from cloister.log.custody import CustodySet, Recovery
 from cloister.log.entry import (
     BUNDLE,
+    CUSTODY,
     HAND_OVER,
+    RECOVERY,
     RELEASE,
     ROTATION,
     SERVICE_KEY_EPOCH,
@@ -126,6 +129,19 @@ def describe(index: int, entry: Entry) -> dict[str, Any]:
     if entry.kind == ROTATION:
         row["what"] = "the KeyService's root was rotated: another log key signs from here on"
         return row
+    if entry.kind == CUSTODY:
+        custody = CustodySet.decode(entry.body)
+        row |= _fields(custody)
+        listed = ", ".join(map(_short, row["custodians"]))
+        who = f"any {custody.threshold} of the custodians {listed} together" if listed else "no custodian"
+        row["what"] = f"from here on {who} can bring the KeyService back"
+        return row
+    if entry.kind == RECOVERY:
+        recovery = Recovery.decode(entry.body)
+        row |= _fields(recovery)
+        listed, code = ", ".join(map(_short, row["custodians"])), _code(recovery.measurements)
+        row["what"] = f"the KeyService was brought back by custodians {listed} ({recovery.tee}, {code})"
+        return row
     row["what"] = "the log began"
     return row
 
@@ -202,6 +218,8 @@ def _plain(value: Any) -> Any:
             return str(value)
         case Validity():
             return {"not_before": value.not_before, "not_after": value.not_after}
+        case tuple():
+            return [_plain(item) for item in value]
         case dict():
             return {name: _plain(item) for name, item in value.items()}
         case tuple():

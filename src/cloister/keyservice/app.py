@@ -30,6 +30,7 @@ from cloister.keyservice.anchors.probe import probe
 from cloister.keyservice.anchors.witnesses import WitnessAnchor
 from cloister.keyservice.bundles import Bundles
 from cloister.keyservice.control import CONTROL_FILE, make_control
+from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians, Custody
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
@@ -50,6 +51,7 @@ from cloister.keyservice.storage.place import StorePlace, store_place
 from cloister.keyservice.storage.port import Rows
 from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_keeper, observe_replica
 from cloister.log.entry import Genesis
+from cloister.wire.custody import Code
 
 if TYPE_CHECKING:
     import ssl
@@ -70,6 +72,10 @@ class Tee:
     attester: Attester
     sealer: Sealer | None
     measurement: bytes
+
+    def code(self, settings: Settings) -> Code:
+        """What a recovery record names it by (clause 13.24.4)."""
+        return Code(self.attester.tee.value, self.measurement, settings.measured().digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +171,26 @@ def trust_bundle(offered: Callable[[], bytes], settings: Settings, clock: Clock)
     return lambda: open_bundle(offered(), settings.bundle_root, settings.bundle_version, clock.now())
 
 
-def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock, store: StorePlace | None = None) -> Root:
-    """Make a new KeyService in a directory: root secret, store, first log entry.
+def initialise(
+    state: Path,
+    tee: Tee,
+    settings: Settings,
+    clock: Clock,
+    store: StorePlace | None = None,
+    *,
+    custodians: Custodians = NO_CUSTODIANS,
+) -> Root:
+    """Make a new KeyService in a directory: root secret, store, first log entry, shares for custodians.
 
     Without a sealing key the root secret is in what is returned only.
 
     :param store: where its records go; by default in the same directory.
-    :raises Refused: ``state-exists``. :raises Unavailable: ``state-unwritable``, ``store-...``.
+    :param custodians: public keys of all that the settings name.
+    :raises InvalidInput: ``custodian-keys``.
+    :raises Refused: ``state-exists``.
+    :raises Unavailable: ``state-unwritable``, ``store-...``, ``custodians-extra-missing``.
     """
+    custodians.check(settings)
     store = store or store_place(state)
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -188,7 +206,11 @@ def initialise(state: Path, tee: Tee, settings: Settings, clock: Clock, store: S
     except BaseException:
         rows.close()
         raise
-    begin(rows, root, settings, clock).close()
+    ledger = begin(rows, root, settings, clock)
+    try:
+        Custody(ledger, Unanchored(), custodians, root=root, settings=settings, code=tee.code(settings)).upkeep()
+    finally:
+        ledger.close()
     return root
 
 
@@ -241,6 +263,7 @@ def assemble(
     peers: Sequence[Peer] = (),
     rates: Rates | None = None,
     block_entries: int = BLOCK_ENTRIES,
+    custodians: Custodians = NO_CUSTODIANS,
 ) -> Assembled:
     """Everything but the transport.
 
@@ -249,7 +272,8 @@ def assemble(
     :param bundle: the operator's trust bundle file; replicas need one. ``bundle_digest``: where there is none.
     :param identity: what this replica is counted by; :param peers: the others, and perhaps itself.
     :param block_entries: entries of a block of the store (13.23.2).
-    :raises InvalidInput: ``witness-addresses``, ``bundle-missing``.
+    :param custodians: public keys of all that the settings name.
+    :raises InvalidInput: ``witness-addresses``, ``bundle-missing``, ``custodian-keys``.
     :raises Tampered: somebody changed the store. :raises Unavailable: store or evidence are away.
     """
     anchor: Anchor = Unanchored()
@@ -262,6 +286,7 @@ def assemble(
                 f"there are {settings.replicas} replicas by the configuration, and {len(peers)} peers were named",
                 hint="Say --peer URL for each other replica; `replicas` in the configuration says how many there are.",
             )
+        custodians.check(settings)
         anchor = make_anchor(settings, root, witnesses, clock, events)
         ledger = Ledger(stored(rows, root, block_entries), clock, anchor, own_code(tee.attester))
         ledger.watch(lambda error: events.event("store-tampered", level="error", code=error.code))
@@ -327,6 +352,9 @@ def assemble(
         bundles=bundles,
         donor=donor,
         acceptance=acceptance,
+        custody=Custody(
+            ledger, anchor, custodians, root=root, settings=settings, code=tee.code(settings), events=events
+        ),
     )
     keeper = Keeper(ledger, clock, events)
     observe_keeper(registry, keeper)
@@ -471,6 +499,7 @@ async def serve(
     rates: Rates | None = None,
     control_on: tuple[str, int] | None = None,
     store: StorePlace | None = None,
+    custodians: Custodians = NO_CUSTODIANS,
 ) -> None:
     """Run until SIGTERM or SIGINT, then drain. The address stands in the state directory while it listens.
 
@@ -479,7 +508,7 @@ async def serve(
     :param ready: called with the address once calls are answered.
     :param tls: to speak TLS; calls are sealed with and without it.
     :param witnesses: addresses of those in the settings; :param peers: of the other replicas.
-    :param rates: as :func:`assemble`.
+    :param rates: and :param custodians: as :func:`assemble`.
     :param control_on: loopback address for the operator, in place of the socket in the state directory.
     :param store: where its records are; by default in the state directory.
     """
@@ -498,6 +527,7 @@ async def serve(
         identity=(name or replica_identity(state)) if settings.replicas else b"",
         peers=[HttpPeer(client, address) for address in peers],
         rates=rates,
+        custodians=custodians,
     )
     replica = assembled.replica
     server = KeyServiceServer(

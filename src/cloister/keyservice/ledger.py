@@ -45,7 +45,7 @@ from cloister.keyservice.snapshots import check_entry, replay
 from cloister.keyservice.soundness import Soundness
 from cloister.keyservice.state.encoding import version
 from cloister.keyservice.state.events import PLACES, Concerned
-from cloister.keyservice.state.state import State
+from cloister.keyservice.state.state import CustodyState, State
 from cloister.keyservice.state.transitions import apply
 from cloister.keyservice.storage.port import Copied, KeyStore, NewEntry, SealedEntry
 from cloister.keyservice.vault import Doomed
@@ -328,6 +328,22 @@ class Ledger:
             raise job.error
         return None if job.entry is None else Written(job.index, job.entry)
 
+    def custody(self) -> tuple[CustodyState | None, bytes, bytes]:
+        """Who can bring the KeyService back; the recovery record beside that entry; the one in the clear."""
+        with self._lock:
+            standing = self._state.custody
+            record = b"" if standing is None else self._vault.custody_record(standing.entry)
+            return standing, record, self._store.recovery()
+
+    def keep_recovery(self, record: bytes) -> None:
+        """Replace the recovery record in the clear; empty for none.
+
+        :raises Unavailable: ``store-unavailable``: it may have happened.
+        """
+        with self._lock:
+            if not self._closed:
+                self._store.append([], recovery=record)
+
     def sweep(self) -> int:
         """Destroy the secrets whose time is over; returns how many."""
         with self._lock:
@@ -454,11 +470,11 @@ class Ledger:
         """
         with self._lock:
             self._require_following()
-            opened, size = self._store.open_next(entries), self._tree.size
+            opened, size, custody = self._store.open_next(entries), self._tree.size, self._state.custody
             try:
                 for new in opened:
                     self._replay(new)
-                self._store.append_sealed(entries, proof)
+                self._store.append_sealed(entries, proof, recovery=self._shown_since(custody))
             except CloisterError:
                 self._state.journal.rollback()
                 self._tree.truncate(size)
@@ -466,6 +482,13 @@ class Ledger:
                 raise
             self._state.journal.keep()
         self._tell()
+
+    def _shown_since(self, before: CustodyState | None) -> bytes | None:
+        """What is to lie in the clear for custodians if that changed; ``None`` if not."""
+        standing = self._state.custody
+        if standing is None or (before is not None and before.made == standing.made):
+            return None
+        return self._vault.custody_record(standing.entry)
 
     def _replay(self, new: NewEntry) -> None:
         try:
@@ -544,12 +567,13 @@ class Ledger:
             return fail(jobs, self.condemned)
         if self._following:
             return fail(jobs, no_leader())
-        now, size = self.now(), self._tree.size
+        now, size, custody = self.now(), self._tree.size, self._state.custody
         batch = [new for job in jobs if (new := self._try(job, now)) is not None]
         due = now - self._swept >= _SWEEP_S and not self._anchor.tentative  # of replicas :meth:`sweep` alone knows
         dead = self._state.dead_secrets(now) if due else ()
         try:
-            self._store.append(batch, dead, self._anchor.proof() if batch else b"")
+            proof = self._anchor.proof() if batch else b""
+            self._store.append(batch, dead, proof, recovery=self._shown_since(custody))
         except CloisterError as error:
             self._state.journal.rollback()
             self._tree.truncate(size)

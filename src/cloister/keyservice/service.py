@@ -10,6 +10,7 @@ from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered,
 from cloister.base.limits import MAX_LEAVES
 from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.bundles import Bundles
+from cloister.keyservice.custody.upkeep import Custody
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
 from cloister.keyservice.ledger import Ledger
@@ -66,11 +67,13 @@ class KeyService:
         bundles: Bundles | None = None,
         donor: Donor | None = None,
         acceptance: Acceptance | None = None,
+        custody: Custody | None = None,
     ) -> None:
         self._ledger = ledger
         self._bundles = bundles
         self._donor = donor
         self._acceptance = acceptance
+        self._custody = custody
         self._anchor: Anchor = anchor or Unanchored()
         self._unacknowledged = Unacknowledged()
         self._replicated = settings.replicas > 0
@@ -380,6 +383,8 @@ class KeyService:
             if self._acceptance is not None:
                 self._acceptance.look()
             self._ledger.sweep()
+        if self._custody is not None:
+            self._custody.upkeep()
 
     def healthy(self) -> bool:
         """Whether it can answer: the log is open."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from cloister.access.decide import LeaseBounds
@@ -14,6 +14,7 @@ from cloister.attest.types import ClaimValue, Configuration
 from cloister.base import limits
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import ID_LENGTH
+from cloister.wire.custody import check_threshold
 
 NO_ROLLBACK_PROTECTION: Final = "none"
 WITNESSES: Final = "witnesses"
@@ -33,6 +34,7 @@ class Settings:
     :param witnesses: their Ed25519 public keys; ``witness_threshold`` of them, more than half, confirm every head.
     :param replicas: how many replicas share the root secret; 0: it runs alone.
     :param auditors: ids of identities to which the whole log is opened (clause 13.28); none by default.
+    :param custodians: ids of those of whom ``custodian_threshold`` can bring the KeyService back (clause 13.24).
     :param epoch_s: one quote and one call key so long; ``epoch_grace_s``: the old call key so much longer.
     :param session_s: a runtime attests again after this.
     :param lease_s: longest lease; ``lease_requests``: most requests of one.
@@ -54,7 +56,7 @@ class Settings:
     witness_threshold: int = 0
     replicas: int = 0
     auditors: tuple[bytes, ...] = ()
-    custodians: tuple[bytes, ...] = field(default=())
+    custodians: tuple[bytes, ...] = ()
     custodian_threshold: int = 0
 
     def __post_init__(self) -> None:
@@ -64,8 +66,7 @@ class Settings:
         self._check_witnesses()
         self._check_replicas()
         self._check_auditors()
-        if self.custodians or self.custodian_threshold:
-            raise _malformed("custodians", "are not supported by this version; leave them out")
+        self._check_custodians()
         if len(self.bundle_root) not in (0, 32):
             raise _malformed("bundle_root", "is no Ed25519 public key of 32 bytes")
         for key in self.simulation_keys:
@@ -120,6 +121,19 @@ class Settings:
             raise _malformed("auditors", f"are more than {limits.MAX_AUDITORS}, or one of them twice")
         if any(len(name) != ID_LENGTH for name in self.auditors):
             raise _malformed("auditors", f"has an entry that is no identity's id of {ID_LENGTH} bytes")
+
+    def _check_custodians(self) -> None:
+        """Clauses 13.24 and 13.24.2."""
+        if not self.custodians and not self.custodian_threshold:
+            return
+        if any(len(each) != 32 for each in self.custodians) or len(set(self.custodians)) != len(self.custodians):
+            raise _malformed("custodians", "has an entry that is no id of 32 bytes, or one twice")
+        try:
+            check_threshold(self.custodian_threshold, len(self.custodians))
+        except InvalidInput as error:
+            raise _malformed("custodian_threshold", f"does not fit: {error.message}") from error
+        if not self.bundle_root:
+            raise _malformed("custodians", "need a bundle_root: its trust bundle says which code may be brought back")
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> Settings:

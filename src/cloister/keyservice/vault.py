@@ -9,8 +9,9 @@ from cloister.access.decide import KeyRelease
 from cloister.base.errors import Refused, Tampered
 from cloister.base.secret import KEY_LENGTH, SecretBytes
 from cloister.crypto.digest import Context, digest, same
-from cloister.crypto.hpke import HpkePrivateKey
+from cloister.crypto.hpke import PRIVATE_LENGTH, HpkePrivateKey
 from cloister.keyservice.state.state import State
+from cloister.wire.custody import record_digest
 from cloister.wire.statements import key_commitment
 
 
@@ -85,6 +86,11 @@ class Vault:
         """Whether the secret that arrived beside this entry is there."""
         return entry in self._secrets
 
+    def custody_record(self, entry: int) -> bytes:
+        """The recovery record beside this entry, which is no secret; empty when it is gone."""
+        found = self._secrets.get(entry)
+        return b"" if found is None else found.reveal()
+
     def __len__(self) -> int:
         return len(self._secrets)
 
@@ -113,7 +119,9 @@ class Doomed:
 
 
 def _name(secret: SecretBytes) -> bytes:
-    """Commitment of a 32-byte key, or id of a service key."""
+    """Commitment of a 32-byte key, or id of a service key, or name of a recovery record."""
     if len(secret) == KEY_LENGTH:
         return key_commitment(secret)
+    if len(secret) != PRIVATE_LENGTH:
+        return record_digest(secret.reveal())
     return digest(Context.SERVICE_KEY, HpkePrivateKey.from_secret(secret).public_key)

@@ -27,7 +27,9 @@ SERVICE_KEY_EPOCH: Final = "service-key"
 BUNDLE: Final = "bundle"
 HAND_OVER: Final = "hand-over"
 ROTATION: Final = "rotation"
-KINDS: Final = (GENESIS, STATEMENT, RELEASE, SERVICE_KEY_EPOCH, BUNDLE, HAND_OVER, ROTATION)
+CUSTODY: Final = "custody"  # and the next: bodies in log/custody.py
+RECOVERY: Final = "recovery"
+KINDS: Final = (GENESIS, STATEMENT, RELEASE, SERVICE_KEY_EPOCH, BUNDLE, HAND_OVER, ROTATION, CUSTODY, RECOVERY)
 # Grows whenever an entry may hold what the version before cannot read: a kind, a field, a type of statement (13.26.8).
 LEVEL: Final = 1
 SALT_LENGTH: Final = 32

@@ -18,7 +18,9 @@ from cloister.base.limits import BLOCK_ENTRIES
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
+from cloister.keyservice.anchors.port import Unanchored
 from cloister.keyservice.app import NO_BUNDLE, ROOT_FILE, Assembled, Tee, assemble, begin
+from cloister.keyservice.custody.upkeep import Custodians, Custody
 from cloister.keyservice.limiting.rates import Rates
 from cloister.keyservice.replication.handover import (
     CHALLENGE_PATH,
@@ -41,6 +43,7 @@ from cloister.testing.rows import MemoryDisk, MemoryRows
 from cloister.testing.tee import SimulatedTee
 from cloister.wire import calls, provisioning
 from cloister.wire.calls import WireEvidence
+from cloister.wire.custody import custodian_id
 from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, Session
 
 
@@ -54,6 +57,7 @@ class EmbeddedKeyService:
     :param bundle_key: signs the trust bundle under which it runs: ``bundle``, or one that names it.
     :param identity: and ``peers``: of one of several replicas; ``empty``: which joined, and has no entry yet.
     :param rates: how much it lets through.
+    :param custodian_keys: public keys of its custodians, of whom ``custodian_threshold`` bring it back.
     :param runtime_tee: whose evidence it accepts from runtimes; it runs on the same platform itself.
     :param block_entries: of a block of its store; few, so that a short log has several.
     """
@@ -81,11 +85,16 @@ class EmbeddedKeyService:
         peers: Sequence[Peer] = (),
         rates: Rates | None = None,
         block_entries: int = BLOCK_ENTRIES,
+        custodian_keys: Sequence[bytes] = (),
+        reshare: bool = False,
         **settings: Any,
     ) -> None:
         self.clock = clock or FakeClock()
         self.disk = disk or MemoryDisk()
         self.runtime_tee = runtime_tee or SimulatedTee("runtime", clock=self.clock)
+        self._custodians = Custodians({custodian_id(key): key for key in custodian_keys}, renew=reshare)
+        if custodian_keys:
+            settings.setdefault("custodians", tuple(self._custodians.keys))
         if bundle_key is not None:
             settings["bundle_root"] = bundle_key.public_key
         self.settings = Settings(simulation_keys=(self.runtime_tee.key.public_key,), witnesses=witness_keys, **settings)
@@ -109,7 +118,16 @@ class EmbeddedKeyService:
         )
         self._bundle_digest = bundle_digest
         if rows is None and not self.disk.tables["entries"] and not empty:
-            begin(MemoryRows(self.disk), self.root, self.settings, self.clock).close()
+            ledger = begin(MemoryRows(self.disk), self.root, self.settings, self.clock)
+            Custody(
+                ledger,
+                Unanchored(),
+                self._custodians,
+                root=self.root,
+                settings=self.settings,
+                code=self.as_tee().code(self.settings),
+            ).upkeep()
+            ledger.close()
         self.assembled = self._assemble()
 
     def as_tee(self) -> Tee:
@@ -117,11 +135,10 @@ class EmbeddedKeyService:
         return Tee(self.tee.attester(), self.tee.sealer(), self.tee.measurement)
 
     def _assemble(self) -> Assembled:
-        tee = self.as_tee()
         return assemble(
             self._storage(),
             self.root,
-            tee,
+            self.as_tee(),
             self.settings,
             clock=self.clock,
             collateral=self._collateral,
@@ -133,6 +150,7 @@ class EmbeddedKeyService:
             peers=self._peers,
             rates=self._rates,
             block_entries=self._block_entries,
+            custodians=self._custodians,
         )
 
     def _storage(self) -> Rows:

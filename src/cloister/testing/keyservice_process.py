@@ -17,6 +17,7 @@ from cloister.base.limits import MAX_STATUS
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.app import ROOT_FILE, initialise, read_settings, simulated_tee
+from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians
 from cloister.keyservice.root import open_root
 from cloister.keyservice.storage.place import store_place
 from cloister.testing.plenty import plenty_of_everything
@@ -31,6 +32,7 @@ class KeyServiceProcess:
     :param folder: where state, key and configuration are made. ``settings``: lines of TOML.
     :param state: one that there is already. :param log: where it says what it says to its operator.
     :param store: a database for its records, as ``--store`` takes it.
+    :param platform: seed of the platform's key; another one cannot unseal. :param custodians: of a new one.
     """
 
     def __init__(
@@ -42,18 +44,21 @@ class KeyServiceProcess:
         state: Path | None = None,
         log: Path | None = None,
         store: str | None = None,
+        platform: bytes = b"p" * 32,
+        custodians: Custodians = NO_CUSTODIANS,
     ) -> None:
         self.clock = SystemClock()
         self.state = state or folder / "state"
         self.key_file = folder / "platform.key"
-        self.platform = SigningKey.from_seed(SecretBytes(b"p" * 32))
-        self.key_file.write_text((b"p" * 32).hex(), encoding="ascii")
+        self.platform = SigningKey.from_seed(SecretBytes(platform))
+        self.key_file.write_text(platform.hex(), encoding="ascii")
         self.configuration = folder / "keyservice.toml"
         self.configuration.write_text(settings, encoding="utf-8")
         self.settings = read_settings(self.configuration)
         self.tee = simulated_tee(self.key_file, self.settings, self.clock)
         if state is None:
-            self.root = initialise(self.state, self.tee, self.settings, self.clock, store_place(self.state, store))
+            place = store_place(self.state, store)
+            self.root = initialise(self.state, self.tee, self.settings, self.clock, place, custodians=custodians)
         else:
             if self.tee.sealer is None:
                 raise AssertionError

@@ -32,6 +32,24 @@ def custodian_id(public_key: bytes) -> bytes:
     return digest(Context.CUSTODIAN_ID, public_key)
 
 
+def read_public_key(data: bytes) -> bytes:
+    """A custodian's public key from its file: hexadecimal digits.
+
+    :raises InvalidInput: ``custodian-key-malformed``.
+    """
+    try:
+        key = bytes.fromhex(data.decode("ascii").strip())
+    except ValueError:
+        key = b""
+    if len(key) != hpke.PUBLIC_LENGTH:
+        raise InvalidInput(
+            "custodian-key-malformed",
+            f"this is no custodian's public key: {2 * hpke.PUBLIC_LENGTH} hexadecimal digits",
+            hint="`cloister custodian keygen` writes it, with the ending .pub.",
+        )
+    return key
+
+
 def check_threshold(threshold: int, count: int) -> None:
     """Clause 13.24.2: two at least must agree, unless there is one only.
 
@@ -72,6 +90,7 @@ class CustodyRecord:
     """See the module.
 
     :param holders: by ascending id; a share's number is its holder's place, from 1.
+    :param generation: of the root in it: how often it had been rotated.
     :param code: what made it: what brings the root back must be the same, or its successor (clause 13.24.8).
     :param box: the root, sealed under the recovery key.
     """
@@ -80,6 +99,7 @@ class CustodyRecord:
     set: bytes
     threshold: int
     holders: tuple[Holder, ...]
+    generation: int
     code: Code
     box: bytes
 
@@ -89,9 +109,10 @@ class CustodyRecord:
         return bound_to(
             self.keyservice,
             self.set,
-            self.threshold,
-            [(holder.custodian, holder.commitment) for holder in self.holders],
-            self.code,
+            threshold=self.threshold,
+            holders=[(holder.custodian, holder.commitment) for holder in self.holders],
+            generation=self.generation,
+            code=self.code,
         )
 
     @cached_property
@@ -104,6 +125,7 @@ class CustodyRecord:
                 "set": self.set,
                 "threshold": self.threshold,
                 "holders": [[holder.custodian, holder.commitment, holder.share] for holder in self.holders],
+                "generation": self.generation,
                 "tee": self.code.tee,
                 "measurement": self.code.measurement,
                 "configuration": self.code.configuration,
@@ -140,6 +162,7 @@ class CustodyRecord:
             set=fields.blob("set", exactly=SET_LENGTH),
             threshold=fields.integer("threshold"),
             holders=tuple(_holder(item) for item in fields.items("holders", limit=MAX_CUSTODIANS)),
+            generation=fields.integer("generation"),
             code=Code(
                 fields.text("tee", limit=32),
                 fields.blob("measurement", limit=_MAX_MEASUREMENT),
@@ -186,17 +209,26 @@ def check_share(record: CustodyRecord, custodian: bytes, share: bytes) -> Secret
     return found
 
 
-def bound_to(keyservice: bytes, made: bytes, threshold: int, holders: list[tuple[bytes, bytes]], code: Code) -> bytes:
-    parts = [part for holder in holders for part in holder]
+def bound_to(
+    keyservice: bytes,
+    made: bytes,
+    *,
+    threshold: int,
+    holders: list[tuple[bytes, bytes]],
+    generation: int,
+    code: Code,
+) -> bytes:
     """What everything sealed of a set is bound to: ``B`` of clause 13.24.4.
 
     :param holders: id and commitment of each, in order.
     """
+    parts = [part for holder in holders for part in holder]
     return digest(
         Context.CUSTODY_SET,
         keyservice,
         made,
         threshold.to_bytes(8, "big"),
+        generation.to_bytes(8, "big"),
         code.tee.encode(),
         code.measurement,
         code.configuration,

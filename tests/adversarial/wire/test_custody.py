@@ -15,22 +15,23 @@ from cloister.crypto import hpke
 from cloister.crypto.digest import Context
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.keyservice.custody.sets import make_record, open_record
+from cloister.keyservice.root import root_of
 from cloister.log.custody import CustodySet, Recovery
 from cloister.wire import cbor
 from cloister.wire.calls import WireEvidence
 from cloister.wire.custody import Code, CustodyRecord, custodian_id, open_share
 from cloister.wire.recovery import Answer, Offer, open_answer, seal_answer
 
-ROOT = SecretBytes(b"the encoded root of a KeyService")
+ROOT = root_of(SecretBytes(b"r" * 32))
 KEYS = [HpkePrivateKey.generate() for _ in range(3)]
 IDS = [custodian_id(key.public_key) for key in KEYS]
 CODE = Code("insecure-simulation", b"m" * 48, b"c" * 32)
-KS = b"k" * 32
+KS = ROOT.id
 
 
-def made(threshold: int = 2, ks: bytes = KS, code: Code = CODE) -> CustodyRecord:
+def made(threshold: int = 2) -> CustodyRecord:
     custodians = {custodian_id(key.public_key): key.public_key for key in KEYS}
-    return make_record(ROOT, ks, code, custodians=custodians, threshold=threshold)
+    return make_record(ROOT, CODE, custodians=custodians, threshold=threshold)
 
 
 RECORD = made()
@@ -49,12 +50,20 @@ def test_s2_any_k_custodians_open_it_and_it_is_read_as_written() -> None:
     assert record == RECORD
     assert Offer.decode(OFFER.encode()) == OFFER
     for pair in combinations(KEYS, 2):
-        assert open_record(record, {custodian_id(k.public_key): open_share(record, k) for k in pair}) == ROOT
+        assert (
+            open_record(record, {custodian_id(k.public_key): open_share(record, k) for k in pair}).secret == ROOT.secret
+        )
 
 
 def test_s2_neither_the_root_nor_a_share_stands_in_it_in_the_clear() -> None:
     shares = [open_share(RECORD, key).reveal() for key in KEYS]
-    for secret in (ROOT.reveal(), *shares, *(share[:16] for share in shares), *(share[16:] for share in shares)):
+    for secret in (
+        ROOT.encode().reveal(),
+        ROOT.secret.reveal(),
+        *shares,
+        *(share[:16] for share in shares),
+        *(share[16:] for share in shares),
+    ):
         assert secret not in RECORD.encoded
         assert secret not in seal_answer(OFFER, IDS[0], SecretBytes(shares[0])).encode()
 
@@ -73,6 +82,7 @@ CHANGES: dict[str, Callable[[CustodyRecord], CustodyRecord]] = {
     "another KeyService": lambda r: replace(r, keyservice=b"o" * 32),
     "another set": lambda r: replace(r, set=b"s" * 16),
     "a lower threshold": lambda r: replace(r, threshold=2),
+    "another generation of the root": lambda r: replace(r, generation=1),
     "other code": lambda r: replace(r, code=replace(CODE, measurement=b"n" * 48)),
     "another configuration": lambda r: replace(r, code=replace(CODE, configuration=b"n" * 32)),
     "another TEE": lambda r: replace(r, code=replace(CODE, tee="sgx")),
@@ -200,15 +210,15 @@ def test_s8_a_set_is_made_for_those_it_names_and_of_two_at_least() -> None:
         refused(
             InvalidInput,
             "custodian-threshold",
-            lambda some=some, threshold=threshold: make_record(ROOT, KS, CODE, custodians=some, threshold=threshold),
+            lambda some=some, threshold=threshold: make_record(ROOT, CODE, custodians=some, threshold=threshold),
         )
     alone = dict(list(custodians.items())[:1])
-    record = make_record(ROOT, KS, CODE, custodians=alone, threshold=1)
+    record = make_record(ROOT, CODE, custodians=alone, threshold=1)
     by_id = {custodian_id(key.public_key): key for key in KEYS}
-    assert open_record(record, {id_: open_share(record, by_id[id_]) for id_ in alone}) == ROOT
+    assert open_record(record, {id_: open_share(record, by_id[id_]) for id_ in alone}).secret == ROOT.secret
     swapped = {IDS[0]: KEYS[1].public_key, IDS[1]: KEYS[0].public_key}
     refused(
         InvalidInput,
         "custodian-key-other",
-        lambda: make_record(ROOT, KS, CODE, custodians=swapped, threshold=2),
+        lambda: make_record(ROOT, CODE, custodians=swapped, threshold=2),
     )

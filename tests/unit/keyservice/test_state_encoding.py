@@ -22,8 +22,9 @@ from cloister.base.ids import ModelId
 from cloister.keyservice.state import encoding
 from cloister.keyservice.state.encoding import Copy, Reader, copy, rows, version
 from cloister.keyservice.state.persons import APPROVED, Waiting
-from cloister.keyservice.state.state import SecretPlace, State
+from cloister.keyservice.state.state import CustodyState, SecretPlace, State
 from cloister.keyservice.state.tables import Table
+from cloister.log.custody import CustodySet
 from cloister.log.entry import BundleRecord, Genesis
 from cloister.wire.log_keys import KeyCertificate, LogKeys
 from cloister.wire.statements import Validity
@@ -54,6 +55,7 @@ def full() -> State:
     state.bundle = BundleRecord(3, NAME, b"bundle")
     certified = KeyCertificate(NAME, 1, TWO, 5, NAME, 7)
     state.log_keys = LogKeys(ONE, (certified,), (b"certificate",))
+    state.custody = CustodyState(5, CustodySet(NAME[:16], 2, (ONE, TWO), NAME), True)
     state.identities.put(ONE, Identity(ONE, TWO, NAME, 7, 8, 9, True, (ONE, TWO)))
     state.identities.put(TWO, Identity(TWO, ONE, NAME, 1, 2))
     state.policies.put(NAME, b"policy" * 9_000)

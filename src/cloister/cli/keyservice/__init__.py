@@ -5,6 +5,7 @@
     cloister keyservice run    --state DIR [--simulation-key FILE] [--configuration FILE] [--bundle FILE]
     cloister keyservice measure [--simulation-key FILE] [--configuration FILE]
     cloister keyservice rotate-root --state DIR [--simulation-key FILE] [--configuration FILE] [--witness URL ...]
+    cloister keyservice recover --state DIR --bundle FILE [--configuration FILE] [--listen HOST:PORT]
     cloister keyservice status --state DIR | --address URL
     cloister keyservice backup --state DIR --out FILE
     cloister keyservice restore --state DIR --from FILE [--not-before-head HEAD] [--witness URL]
@@ -13,7 +14,8 @@
 `join` gets the root secret from a running one after mutual attestation: as its replica, or as a successor that the
 trust bundle names. `measure` prints how a trust bundle names this build.
 `run` serves until it is told to stop (SIGTERM finishes what is under way). `rotate-root` gives one that is
-stopped another root, and with it a new log key, under the same id. `status` asks a running one.
+stopped another root, and with it a new log key, under the same id. `recover` brings one back whose machines are
+lost, with the shares of its custodians. `status` asks a running one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from cloister.cli.keyservice import backup, init, join, measure, restore, rotate_root, serve, status
+from cloister.cli.keyservice import backup, init, join, measure, recover, restore, rotate_root, serve, status
 from cloister.cli.output import Output
 
 ACTIONS: Final = {
@@ -31,6 +33,7 @@ ACTIONS: Final = {
     "run": serve,
     "measure": measure,
     "rotate-root": rotate_root,
+    "recover": recover,
     "status": status,
     "backup": backup,
     "restore": restore,

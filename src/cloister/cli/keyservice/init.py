@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     options.add_peers(parser, "with --keep: where another replica answers; once for each, and itself may be among them")
     options.add_keyservice_id(parser)
+    options.add_custodians(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.result(joins, "another build sealed the root secret that is here: it joins a replica when it runs")
             return 0
     else:
-        root = initialise(state, tee, place.settings, place.clock, store)
+        root = initialise(state, tee, place.settings, place.clock, store, custodians=options.custodians(args))
     out.result(
         {
             "keyservice": root.id.hex(),

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 from cloister.base.errors import CloisterError, InvalidInput, Unavailable
 from cloister.base.ids import ID_LENGTH
-from cloister.base.limits import KIB, MAX_STANDING
+from cloister.base.limits import KIB, MAX_CUSTODIAN_KEY, MAX_STANDING
+from cloister.cli.files import read_file
 
 if TYPE_CHECKING:
+    import ssl
+
     from cloister.adapters.http.blocking import BlockingAnswer, HttpClient
     from cloister.base.clock import Clock
     from cloister.keyservice.app import Tee
+    from cloister.keyservice.custody.upkeep import Custodians
     from cloister.keyservice.settings import Settings
 
 
@@ -56,9 +60,55 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_keyservice_id(parser: argparse.ArgumentParser) -> None:
+def add_keyservice_id(
+    parser: argparse.ArgumentParser, what: str = "the only KeyService to join, in hexadecimal"
+) -> None:
     """``--keyservice``."""
-    parser.add_argument("--keyservice", metavar="ID", help="the only KeyService to join, in hexadecimal")
+    parser.add_argument("--keyservice", metavar="ID", help=what)
+
+
+def add_custodians(parser: argparse.ArgumentParser) -> None:
+    """``--custodian``."""
+    parser.add_argument(
+        "--custodian",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="public key of a custodian of the configuration; once for each",
+    )
+
+
+def custodians(args: argparse.Namespace) -> Custodians:
+    """Their public keys.
+
+    :raises InvalidInput: ``custodian-key-malformed``, ``file-unreadable``, ``file-too-long``.
+    """
+    from cloister.keyservice.custody.upkeep import Custodians
+    from cloister.wire.custody import custodian_id, read_public_key
+
+    keys = [read_public_key(read_file(path, limit=MAX_CUSTODIAN_KEY, what="the public key")) for path in args.custodian]
+    return Custodians({custodian_id(key): key for key in keys}, renew=getattr(args, "reshare", False))
+
+
+def add_tls(parser: argparse.ArgumentParser) -> None:
+    """``--tls-cert``, ``--tls-key``."""
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="speak TLS with this certificate chain, PEM")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="and its key, PEM, not encrypted")
+
+
+def tls(args: argparse.Namespace) -> ssl.SSLContext | None:
+    """What :func:`add_tls` names.
+
+    :raises InvalidInput: ``argument``.
+    """
+    if args.tls_cert is None and args.tls_key is None:
+        return None
+    if args.tls_cert is None or args.tls_key is None:
+        raise InvalidInput("argument", f"`cloister keyservice {args.action}` needs both --tls-cert and --tls-key")
+    from cloister.adapters.http.tls import server_context
+
+    return server_context(args.tls_cert, args.tls_key)
 
 
 def add_peers(parser: argparse.ArgumentParser, what: str) -> None:

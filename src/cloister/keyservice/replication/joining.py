@@ -16,6 +16,7 @@ from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
 from cloister.keyservice.app import ROOT_FILE, Tee, initialise, kept_root
+from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians
 from cloister.keyservice.replication.handover import Joiner
 from cloister.keyservice.root import Root, keep_root
 from cloister.keyservice.settings import Settings
@@ -81,6 +82,7 @@ def find_root(
     events: EventLog,
     new: bool = False,
     store: StorePlace | None = None,
+    custodians: Custodians = NO_CUSTODIANS,
     sleep: Callable[[float], None] = time.sleep,
     patience_s: float = JOIN_PATIENCE_S,
 ) -> Root:
@@ -90,6 +92,7 @@ def find_root(
 
     :param new: make a new KeyService where there is nothing and no replica answers; only without a sealing key.
     :param store: where its records are; by default in the state directory.
+    :param custodians: of a new one, as :func:`~cloister.keyservice.app.initialise`.
     :raises InvalidInput: ``argument``: a new one where ``init`` makes one that lasts.
     :raises Unavailable: ``state-missing``, ``state-unreadable``; no replica handed it over in time.
     :raises Tampered: as :func:`~cloister.keyservice.root.open_root`. :raises CloisterError: as :func:`join`.
@@ -117,7 +120,7 @@ def find_root(
             root = join(state, tee, settings, joining, clock, again=sealed is not None)
         except Unavailable as error:
             if new and not (store or store_place(state)).exists():
-                return initialise(state, tee, settings, clock, store)
+                return initialise(state, tee, settings, clock, store, custodians=custodians)
             if clock.monotonic() >= until:
                 raise sealed or error from None
             events.event("join-failed", level="warning", code=error.code)

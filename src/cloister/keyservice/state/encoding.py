@@ -17,7 +17,7 @@ from cloister.access.records import ConsentRecord, GrantRecord, Identity, Model,
 from cloister.base.ids import ModelId
 from cloister.crypto.digest import Context, digest
 from cloister.keyservice.state.persons import Waiting
-from cloister.keyservice.state.state import SecretPlace, ServiceKeyName, State
+from cloister.keyservice.state.state import CustodyState, SecretPlace, ServiceKeyName, State
 from cloister.log.entry import BundleRecord, Genesis
 from cloister.wire.log_keys import LogKeys
 
@@ -51,6 +51,7 @@ VALUES: Final[Mapping[str, Any]] = {
     "genesis": Genesis | None,
     "bundle": BundleRecord | None,
     "log_keys": LogKeys | None,
+    "custody": CustodyState | None,
 }
 _VERSION: Final = 1  # of everything here that types do not say
 _MEMBERS: Final = 512  # of a set in one row

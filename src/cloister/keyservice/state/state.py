@@ -15,10 +15,12 @@ from cloister.base.limits import BLOCK_ENTRIES
 from cloister.keyservice.state.events import Events
 from cloister.keyservice.state.persons import Waiting
 from cloister.keyservice.state.tables import Index, Journal, Table
+from cloister.log.custody import CustodySet
 from cloister.log.entry import BundleRecord, Genesis
 from cloister.wire.log_keys import LogKeys
 
 EVERYBODY: Final = b""  # in ``events``: entries about the KeyService itself, which concern whoever rests on it
+KEPT_UNTIL_REPLACED: Final = 2**62  # a secret without which the service can go on, if the store should lose it
 ServiceKeyName = tuple[ModelId, bytes | None, bytes]
 
 
@@ -32,6 +34,19 @@ class SecretPlace:
 
     commitment: bytes
     until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CustodyState:
+    """Who can bring the KeyService back (clause 13.24.5).
+
+    :param entry: in which it says so, and beside which the recovery record is.
+    :param used: whether the set was used since, so that another is due.
+    """
+
+    entry: int
+    made: CustodySet
+    used: bool = False
 
 
 class State:
@@ -49,6 +64,7 @@ class State:
         self.genesis: Genesis | None = None
         self.bundle: BundleRecord | None = None
         self.log_keys: LogKeys | None = None
+        self.custody: CustodyState | None = None
         self.identities: Table[bytes, Identity] = Table(self.journal)
         self.policies: Table[bytes, bytes] = Table(self.journal)
         self.policies_of: Index[bytes, bytes] = Index(self.journal)

@@ -32,8 +32,9 @@ from cloister.keyservice.state.persons import (
     waits,
 )
 from cloister.keyservice.state.rules import authenticate
-from cloister.keyservice.state.state import EVERYBODY, SecretPlace, State
+from cloister.keyservice.state.state import EVERYBODY, KEPT_UNTIL_REPLACED, CustodyState, SecretPlace, State
 from cloister.log import entry as log
+from cloister.log.custody import CustodySet, Recovery
 from cloister.log.entry import (
     BundleRecord,
     Entry,
@@ -77,10 +78,10 @@ def apply(state: State, entry: Entry, *, sealed: bool = False) -> None:
     index = state.size
     if (entry.kind == log.GENESIS) != (index == 0) or entry.time < state.time:
         raise Tampered("log-order", f"log entry {index} cannot stand where it stands")
-    before = (state.size, state.time, state.genesis, state.log_keys, state.bundle)
+    before = (state.size, state.time, state.genesis, state.log_keys, state.bundle, state.custody)
 
     def undo() -> None:
-        state.size, state.time, state.genesis, state.log_keys, state.bundle = before
+        state.size, state.time, state.genesis, state.log_keys, state.bundle, state.custody = before
 
     state.journal.note(undo)
     match entry.kind:
@@ -102,6 +103,10 @@ def apply(state: State, entry: Entry, *, sealed: bool = False) -> None:
         case log.ROTATION:
             _rotation(state, index, entry)
             _about(state, index, EVERYBODY)
+        case log.CUSTODY:
+            _custody(state, index, entry.time, CustodySet.decode(entry.body))
+        case log.RECOVERY:
+            _recovery(state, index, Recovery.decode(entry.body))
         case _:
             _service_key(state, index, ServiceKeyEpoch.decode(entry.body))
     state.size, state.time = index + 1, entry.time
@@ -403,6 +408,23 @@ def _service_key(state: State, index: int, body: ServiceKeyEpoch) -> None:
     state.secrets.put(index, SecretPlace(key.key_id))
     _kill(state, index, body.not_after + REQUEST_FRESHNESS_S)
     _about(state, index, body.model.owner)
+
+
+def _custody(state: State, index: int, time: int, made: CustodySet) -> None:
+    """The record of the set before it is destroyed; this one's is kept beside this entry."""
+    if state.custody is not None:
+        _kill(state, state.custody.entry, time)
+    state.custody = CustodyState(index, made)
+    if made.custodians:
+        state.secrets.put(index, SecretPlace(made.record, KEPT_UNTIL_REPLACED))
+    _about(state, index, EVERYBODY)
+
+
+def _recovery(state: State, index: int, recovery: Recovery) -> None:
+    """The set was used, and is to be replaced."""
+    if state.custody is not None and state.custody.made.set == recovery.set:
+        state.custody = replace(state.custody, used=True)
+    _about(state, index, EVERYBODY)
 
 
 def _kill(state: State, entry: int, until: int) -> None:

@@ -15,6 +15,7 @@ from cloister.base.secret import SecretBytes
 ENTRIES = "entries"
 SECRETS = "secrets"
 HEAD = "head"
+RECOVERY_ROW = 2  # of table head
 BLOCKS = "blocks"
 SNAPSHOTS = "snapshots"
 TABLES = (ENTRIES, SECRETS, HEAD, BLOCKS, SNAPSHOTS)
@@ -71,6 +72,11 @@ class Rows(Protocol):
 
     def close(self) -> None:
         """Give up the storage and its lock."""
+
+
+def recovery_record(rows: Rows) -> bytes:
+    """What lies there in the clear for custodians (clause 13.24.5); empty for nothing; raises as :meth:`Rows.get`."""
+    return rows.get(HEAD, RECOVERY_ROW) or b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +198,16 @@ class KeyStore(Protocol):
     def secrets(self) -> Mapping[int, SecretBytes]:
         """All secrets by entry, authenticated; after :meth:`load`, raises as it."""
 
-    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = (), proof: bytes = b"") -> None:
-        """Add entries at the end, destroy the secrets of others and replace the proof (unless it is empty): all or
-        nothing, durable on return.
+    def append(
+        self,
+        entries: Sequence[NewEntry],
+        dropped: Sequence[int] = (),
+        proof: bytes = b"",
+        *,
+        recovery: bytes | None = None,
+    ) -> None:
+        """Add entries at the end, destroy the secrets of others, replace the proof (unless it is empty) and what lies
+        in the clear for custodians (unless it is ``None``; empty for nothing): all or nothing, durable on return.
 
         :raises Unavailable: ``store-unavailable``; nothing happened, and the next append may succeed.
         :raises Tampered: the disk does not hold what was written to it.
@@ -227,8 +240,8 @@ class KeyStore(Protocol):
         :raises Tampered: ``store-record``.
         """
 
-    def append_sealed(self, entries: Sequence[SealedEntry], proof: bytes) -> None:
-        """Add what :meth:`open_next` accepted, and replace the proof; raises as :meth:`append`."""
+    def append_sealed(self, entries: Sequence[SealedEntry], proof: bytes, *, recovery: bytes | None = None) -> None:
+        """Add what :meth:`open_next` accepted, and replace proof and recovery record; as :meth:`append`."""
 
     def cut(self, size: int, proof: bytes) -> None:
         """Drop every entry from ``size`` on, with its secret, and replace the proof; raises as :meth:`append`.
@@ -254,6 +267,9 @@ class KeyStore(Protocol):
 
         :raises Unavailable: ``store-unavailable``; it may have happened. :raises Tampered: as :meth:`load`.
         """
+
+    def recovery(self) -> bytes:
+        """:func:`recovery_record` of this store."""
 
     def close(self) -> None:
         """Give up the storage and its lock."""

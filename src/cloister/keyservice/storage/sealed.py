@@ -23,6 +23,7 @@ from cloister.keyservice.storage.port import (
     BLOCKS,
     ENTRIES,
     HEAD,
+    RECOVERY_ROW,
     SECRETS,
     SNAPSHOTS,
     TABLES,
@@ -33,6 +34,7 @@ from cloister.keyservice.storage.port import (
     SealedEntry,
     Snapshots,
     Start,
+    recovery_record,
 )
 from cloister.wire import cbor
 from cloister.wire.cbor import Fields
@@ -209,7 +211,14 @@ class SealedStore:
 
     # --- writing ---
 
-    def append(self, entries: Sequence[NewEntry], dropped: Sequence[int] = (), proof: bytes = b"") -> None:
+    def append(
+        self,
+        entries: Sequence[NewEntry],
+        dropped: Sequence[int] = (),
+        proof: bytes = b"",
+        *,
+        recovery: bytes | None = None,
+    ) -> None:
         """Add entries and destroy secrets; see the port."""
         self._settle()
         size, chain = self._size, self._at(self._size)
@@ -223,9 +232,11 @@ class SealedStore:
             links += chain
             if entry.secret is not None:
                 put.append(Row(SECRETS, index, self._seal(SECRETS, index, chain, entry.secret.reveal())))
-        self._write(put, links, proof, [(SECRETS, index) for index in dropped])
+        drop = [(SECRETS, index) for index in dropped]
+        self._show(recovery, put, drop)
+        self._write(put, links, proof, drop)
 
-    def append_sealed(self, entries: Sequence[SealedEntry], proof: bytes) -> None:
+    def append_sealed(self, entries: Sequence[SealedEntry], proof: bytes, *, recovery: bytes | None = None) -> None:
         """Add records as another replica wrote them; see the port."""
         self._settle()
         size, chain = self._size, self._at(self._size)
@@ -237,7 +248,9 @@ class SealedStore:
             links += chain
             if entry.secret:
                 put.append(Row(SECRETS, index, entry.secret))
-        self._write(put, links, proof, [])
+        drop: list[tuple[str, int]] = []
+        self._show(recovery, put, drop)
+        self._write(put, links, proof, drop)
 
     def cut(self, size: int, proof: bytes) -> None:
         """Drop the entries from ``size`` on; see the port."""
@@ -295,6 +308,18 @@ class SealedStore:
         """
         record = self._rows.get(HEAD, 0)
         return None if record is None else self._opens_head(self._key, record)
+
+    # --- for custodians, in the clear ---
+
+    def recovery(self) -> bytes:
+        """The recovery record; see the port."""
+        return recovery_record(self._rows)
+
+    def _show(self, recovery: bytes | None, put: list[Row], drop: list[tuple[str, int]]) -> None:
+        if recovery:
+            put.append(Row(HEAD, RECOVERY_ROW, recovery))
+        elif recovery is not None:
+            drop.append((HEAD, RECOVERY_ROW))
 
     def close(self) -> None:
         """Give up the storage and its lock."""
