@@ -1,6 +1,6 @@
 """How long a start of the KeyService takes, with and without a snapshot, and what memory and disk it needs.
 
-    python benchmarks/keyservice_start.py [--entries 1000,100000,1000000] [--state 0] [--folder DIR]
+    python benchmarks/keyservice_start.py [--entries 1000,100000,1000000] [--state 0] [--folder DIR] [--plot FILE.svg]
 
 A log as a hundred users of twenty models write it: they register, grant and consent, then runtimes get keys, each pair
 in turn; one entry in fifty rotates a request key. With --state N as many users more have a grant each: a large state
@@ -276,21 +276,53 @@ def measured(folder: Path, count: int, granted: int) -> dict[str, Any]:
     }
 
 
+def plot(results: list[dict[str, Any]], where: Path) -> None:
+    """Processor time and memory of a start over the log's length."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "cloister"
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2))
+    sizes = [result["entries"] for result in results]
+    for axes, field, title in zip(
+        panels, ("processor_s", "memory_mb"), ("start, seconds of one processor", "memory after it, MB"), strict=True
+    ):
+        for kind, colour, name in (("without", "#9aa5b1", "every entry read"), ("with", "#1b7f5c", "with a snapshot")):
+            values = [result[kind][field] for result in results]
+            axes.loglog(sizes, values, marker="o", color=colour, label=name)
+            for size, value in zip(sizes, values, strict=True):
+                axes.annotate(f"{value:.3g}", (size, value), (0, 6), textcoords="offset points", ha="center", size=8)
+        axes.set_xlabel("entries of the log")
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(0.12, 0.2)
+        axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(where, metadata={"Date": None})
+
+
 def main() -> None:
     """Print one JSON object for each log."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", default="1000,100000,1000000")
     parser.add_argument("--state", type=int, default=0)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--save", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(start(args.child, save=args.save)))
         return
+    results = []
     for entries in args.entries.split(","):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            print(json.dumps(measured(Path(folder), int(entries), args.state), indent=1), flush=True)
+            results.append(measured(Path(folder), int(entries), args.state))
+            print(json.dumps(results[-1], indent=1), flush=True)
+    if args.plot:
+        plot(results, args.plot)
 
 
 if __name__ == "__main__":
