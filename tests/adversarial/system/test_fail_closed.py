@@ -17,6 +17,7 @@ from cloister.base.errors import CloisterError
 from cloister.crypto.sign import SigningKey
 from cloister.testing.local_cloud import COMMAND, LocalCloud
 
+SOCKET = shutil.ignore_patterns("control")  # is no file that could be copied
 pytestmark = pytest.mark.xdist_group("claims")
 
 
@@ -88,7 +89,7 @@ def test_s8_a_keyservice_with_another_configuration_does_not_open_its_state(
     world: Any, tmp_path: Path, damage: str
 ) -> None:
     cloud = world.scene.cloud
-    shutil.copytree(cloud.folder / "keyservice", tmp_path / "state")
+    shutil.copytree(cloud.folder / "keyservice", tmp_path / "state", ignore=SOCKET)
     text = (cloud.folder / "keyservice.toml").read_text()
     changed = {
         "unknown setting": text + "trust_everybody = true\n",
@@ -112,7 +113,8 @@ def test_s8_a_keyservice_with_another_configuration_does_not_open_its_state(
 def test_s2_s8_a_disk_that_was_changed_anywhere_stops_the_keyservice(world: Any, tmp_path: Path) -> None:
     """Every page of the database and the sealed root, one byte each: it does not start, or nothing was in that byte."""
     cloud = world.scene.cloud
-    world.scene.restart_keyservice(meanwhile=lambda: shutil.copytree(cloud.folder / "keyservice", tmp_path / "good"))
+    running = cloud.folder / "keyservice"
+    world.scene.restart_keyservice(meanwhile=lambda: shutil.copytree(running, tmp_path / "good", ignore=SOCKET))
     files = [path for path in (tmp_path / "good").rglob("*") if path.is_file() and path.stat().st_size > 64]
     generator = np.random.default_rng(6)
     refused = 0
