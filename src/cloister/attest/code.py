@@ -40,16 +40,16 @@ def same_code(one: Claims, other: Claims) -> bool:
     return one.tee is other.tee and bool(mine) and mine == code_measurements(other) and not one.debug | other.debug
 
 
-def code_name(claims: Claims) -> bytes:
+def code_name(tee: TeeType, measurements: Mapping[str, bytes]) -> bytes:
     """By what a trust bundle names this code as a successor: 32 bytes (MRENCLAVE) or 48.
 
+    :param measurements: by name, as in ``Claims``.
     :raises InvalidInput: ``code-unnamed`` when the evidence lacks a measurement.
     """
-    found = claims.measurements
     try:
-        if claims.tee is TeeType.TDX:
-            return tdx_code(found["mrtd"], [found[f"rtmr{index}"] for index in range(4)])
-        return found[_NAMING[claims.tee]]
+        if tee is TeeType.TDX:
+            return tdx_code(measurements["mrtd"], [measurements[f"rtmr{index}"] for index in range(4)])
+        return measurements[_NAMING[tee]]
     except KeyError as error:
         raise InvalidInput("code-unnamed", f"the evidence lacks {error.args[0]}, which names the code") from error
 

@@ -528,6 +528,10 @@ class Ledger:
         with self._sound.reading():
             return LogHead(size, self._tree.root(size), int(self.now()))
 
+    def contains(self, size: int, root: bytes) -> bool:
+        """Whether the tree of the first ``size`` entries here is this one."""
+        return size <= self.position()[0] and same(self.head_at(size).root, root)
+
     def leaf(self, index: int) -> bytes:
         """:raises InvalidInput: ``log-index``."""
         with self._sound.reading():

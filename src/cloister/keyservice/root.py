@@ -37,6 +37,8 @@ class Root:
     :param earlier_store_keys: one for each earlier root, oldest first: entries of its time are sealed under it.
     :param replication_key: under which replicas talk to each other (clause 13.17).
     :param secret: the root secret itself, for replicas (clause 13.15) and for sealing.
+    :param since: size and tree root of the log when it was handed over to this build (13.26.5.1): no log that is
+        shorter, or another, is gone on with, whatever store is put beside it.
     """
 
     log_keys: LogKeys
@@ -45,6 +47,7 @@ class Root:
     replication_key: SecretBytes
     secret: SecretBytes
     earlier_store_keys: tuple[SecretBytes, ...] = ()
+    since: tuple[int, bytes] | None = None
 
     @property
     def id(self) -> bytes:
@@ -86,6 +89,8 @@ class Root:
         if self.generation:
             content["log_keys"] = self.log_keys.items()
             content["store_keys"] = [key.reveal() for key in self.earlier_store_keys]
+        if self.since is not None:
+            content |= {"since": self.since[0], "since_root": self.since[1]}
         return SecretBytes(cbor.encode(content))
 
 
@@ -108,6 +113,8 @@ def decode_root(data: SecretBytes) -> Root:
         if not whole or not 0 < len(store_keys) == log_keys.generation or log_keys.current != root.log_keys.current:
             raise InvalidInput("root-version", f"{what} does not hold what a rotated one does")
         root = replace(root, log_keys=log_keys, earlier_store_keys=tuple(map(SecretBytes, store_keys)))
+    if fields.has("since"):
+        root = replace(root, since=(fields.integer("since", low=1), fields.blob("since_root", exactly=32)))
     fields.done()
     return root
 

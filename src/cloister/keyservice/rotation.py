@@ -71,7 +71,7 @@ def require_root(ledger: Ledger, root: Root, *, catching_up: bool = False) -> No
     """The log must be of the KeyService and the generation whose root this is (13.27.2).
 
     :param catching_up: it may end before the newest rotations, for a replica gets the rest from others.
-    :raises Tampered: as ``Ledger.require_genesis``; ``store-generation``; ``log-fork``.
+    :raises Tampered: as ``Ledger.require_genesis``; ``store-generation``; ``log-fork``; ``store-before-hand-over``.
     """
     ledger.require_genesis(root.id)
     found, size = ledger.log_keys(), ledger.head().size
@@ -82,6 +82,12 @@ def require_root(ledger: Ledger, root: Root, *, catching_up: bool = False) -> No
     for certificate in found.certificates:
         if not same(ledger.head_at(certificate.size).root, certificate.root):
             raise Tampered("log-fork", "a log key was retired at another history than the one in the store")
+    if root.since is not None and not ledger.contains(*root.since) and not (catching_up and size < root.since[0]):
+        raise Tampered(
+            "store-before-hand-over",
+            f"the store does not hold the {root.since[0]} entries that the log had when the root secret came here",
+            hint="Stop the old build first, then carry its store over whole.",
+        )
 
 
 def rotate_root(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from cloister.keyservice.app import ROOT_FILE, Tee
 from cloister.keyservice.replication.handover import CHALLENGE_PATH, HANDOVER_PATH, Joiner, check_successor
 from cloister.keyservice.replication.joining import Joining, find_root
 from cloister.keyservice.replication.replica import FOLLOWER, LEADER, OUTGROWN
-from cloister.keyservice.root import Root, keep_root, open_root
+from cloister.keyservice.root import Root, decode_root, keep_root, open_root
+from cloister.keyservice.state.audit import audit
 from cloister.keyservice.state.state import EVERYBODY
 from cloister.log import entry as log
 from cloister.log.entry import LEVEL, Entry
@@ -443,6 +445,55 @@ def test_s7_one_without_replicas_may_change_witnesses_and_number_by_its_signer(w
     assert world.receive(tee).id == world.ks.id
 
 
+def test_s7_other_witnesses_of_a_successor_do_not_confirm_an_older_store(tmp_path: Path) -> None:
+    """They know nothing yet of this log; but the successor knows how far it had come when it got the root secret."""
+    maker = World(tmp_path / "maker")
+    key = maker.ks.log_key
+    maker.ks.close()
+    old = local_witnesses(tmp_path / "old", maker.clock, key, 3)
+    world = World(tmp_path, **witnessed(old, 2))
+    person = world.ks.person()
+    before = world.ks.disk.copy()
+    world.ks.say(person.statement(_bodies()[0]))  # what the operator would like to be undone
+    for count in (0, 3):
+        new = local_witnesses(tmp_path / f"new{count}", world.clock, key, 3)
+        changed = witnessed(new, 2) | {"replicas": count, "lease_s": 30, "peers": [Nobody()] if count else []}
+        keys = {"witnesses": changed["witness_keys"], "rollback_protection": "witnesses", "witness_threshold": 2}
+        tee = world.build(NEXT, **keys, replicas=count, lease_s=30)
+        world.offer(tee, to=(pair(tee),))
+        root = world.receive(tee)
+        assert decode_root(root.encode()).since == root.since
+        assert root.since is not None
+        start = partial(world.start, code=NEXT, bundle=world.bundle, empty=True, root=root, **changed)
+        if count:  # one of several may be behind, and does not lead before it has all of it
+            late = start(disk=before.copy())
+            assert not late.replica.standing().able
+            assert start(disk=world.ks.disk.copy()).replica.standing().able
+            other, clone = SimulatedTee(NEXT, tee.values, tee.key, world.clock), start(disk=MemoryDisk())
+            assert clone.bundle is not None
+            asking = Joiner(other.attester(), other.configuration, clone.bundle, NoCollateral(), world.clock)
+            assert asking.receive(clone).since == root.since  # handed on
+        else:
+            with pytest.raises(Tampered, match="store-before-hand-over"):
+                start(disk=before.copy())
+            successor = start(disk=world.ks.disk.copy())
+            successor.say(person.statement(_bodies()[1]))
+            head = successor.assembled.ledger.shown_head()
+            assert {item.key for item in head.cosignatures} <= {witness.key for witness in new}
+            assert len(head.cosignatures) >= 2
+    for ks in world.running:
+        ks.close()
+
+
+class Nobody:
+    """A replica that is away."""
+
+    origin = "http://away"
+
+    def exchange(self, request: bytes) -> bytes:
+        raise Unavailable("replica-away", f"{len(request)}")
+
+
 def test_s7_what_the_newest_bundle_does_not_accept_leads_no_more(cluster: Cluster) -> None:
     leader, tee = cluster.leader(), successor_of(cluster)
     assert leader.bundle is not None
@@ -598,18 +649,58 @@ def _hardware() -> Any:
     return Policy(())
 
 
+# --- auditors ---
+
+
+def audited(world: World, *forged: tuple[str, bytes]) -> list[str]:
+    """What an auditor finds in the log, with these entries behind it."""
+    head = world.ks.assembled.ledger.head()
+    found = world.ks.assembled.ledger.entries(list(range(head.size)))
+    entries = [Entry.decode(data) for _, data, _ in found]
+    entries += [Entry(kind, head.time, bytes(32), body) for kind, body in forged]
+    return [finding.code for finding in audit(enumerate(entries), world.ks.id).findings]
+
+
+def test_s7_an_auditor_finds_what_no_signer_said(world: World) -> None:
+    """A KeyService that was broken into could write anything: but not the signer's name."""
+    assert world.receive().id == world.ks.id
+    assert audited(world) == []
+    stranger = SigningKey.generate()
+    given = world.bundle
+
+    def used(bundle: TrustBundle, key: SigningKey = world.signer, **changes: Any) -> tuple[str, bytes]:
+        record = log.BundleRecord(bundle.version, bundle.digest, bundle.sign(key))
+        return log.BUNDLE, replace(record, **changes).encode()
+
+    def handed(to: SimulatedTee, bundle: TrustBundle = given, **changes: Any) -> tuple[str, bytes]:
+        measured, configured = {"measurement": to.measurement}, to.configuration.digest
+        record = log.HandOverRecord(TeeType.SIMULATION.value, measured, configured, bundle.digest, bundle.version)
+        return log.HAND_OVER, replace(record, **changes).encode()
+
+    newer, other = replace(given, version=9, successors=()), world.build("build-c", lease_s=20)
+    assert audited(world, handed(world.next), used(newer), handed(world.ks.tee, newer)) == []
+    assert audited(world, used(world.first)) == ["bundle-rollback"]
+    assert audited(world, used(replace(newer, root=stranger.public_key), stranger)) == ["signature-invalid"]
+    assert audited(world, used(newer, version=10)) == ["bundle-other"]
+    assert audited(world, used(newer, digest=bytes(32))) == ["bundle-other"]
+    assert audited(world, handed(other)) == ["replica-other"]
+    assert audited(world, handed(other, newer)) == ["bundle-other", "replica-other"]
+    assert audited(world, handed(world.next, world.first)) == ["bundle-other"]
+    assert audited(world, handed(other, tee="abacus")) == ["evidence-unknown-tee", "replica-other"]
+    assert audited(world, handed(replace(other, name=NEXT))) == ["replica-other"]
+
+
 # --- names of code ---
 
 
 def test_s7_a_trust_domain_is_named_by_all_that_it_started() -> None:
     """MRTD is the firmware alone: whoever named a successor by it would hand the secret to any kernel."""
 
-    def td(**changes: bytes) -> Claims:
+    def td(**changes: bytes) -> bytes:
         measured = {"mrtd": b"t" * 48, **{f"rtmr{index}": bytes([index]) * 48 for index in range(4)}, **changes}
-        return Claims(TeeType.TDX, measured, b"", False, "", (), 0, b"", {}, configuration_digest=b"")
+        return code_name(TeeType.TDX, measured)
 
-    names = {code_name(td(**{name: b"!" * 48})) for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
-    assert len(names | {code_name(td())}) == 6
+    names = {td(**{name: b"!" * 48}) for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3")}
+    assert len(names | {td()}) == 6
     assert all(len(name) == 48 for name in names)
-    sgx = Claims(TeeType.SGX, {"mrsigner": b"s" * 32}, b"", False, "", (), 0, b"", {}, configuration_digest=b"")
-    refused("code-unnamed", lambda: code_name(sgx), InvalidInput)
+    refused("code-unnamed", lambda: code_name(TeeType.SGX, {"mrsigner": b"s" * 32}), InvalidInput)

@@ -56,6 +56,7 @@ def _asked(client: HttpClient, address: str) -> dict[str, object]:
     """What it tells everybody."""
     from cloister.adapters.keyservice import MAX_DESCRIPTION
     from cloister.base.limits import KIB, MAX_STATUS
+    from cloister.crypto.digest import Context, digest
     from cloister.wire.calls import Description, verify_status
 
     answer = client.request("GET", address, "/v1/description", max_answer=MAX_DESCRIPTION).checked()
@@ -69,6 +70,8 @@ def _asked(client: HttpClient, address: str) -> dict[str, object]:
         "address": address,
         "tee": description.evidence.tee,
         "epoch": description.epoch.hex(),
+        "configuration": digest(Context.CONFIGURATION, description.configuration).hex(),
+        "bundle": description.bundle_digest.hex(),
         "generation": description.log_keys.generation,
         "log_keys": [key.hex() for key in description.log_keys.all],
         "entries": head.size,

@@ -8,7 +8,7 @@ successor (13.26): then the log says so before the secret leaves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from cloister.adapters.keyservice import MAX_DESCRIPTION, MAX_REPLY, Transport, believe, check_bundle_in_use
@@ -40,7 +40,7 @@ from cloister.keyservice.state.state import State
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import HAND_OVER, HandOverRecord
 from cloister.wire import calls
-from cloister.wire.calls import Description, WireEvidence
+from cloister.wire.calls import Description, LogHead, WireEvidence
 from cloister.wire.handover import HandoverRequest, handover_report_data, open_sealed_root, seal_root
 
 DESCRIPTION_PATH: Final = "/v1/replica/description"
@@ -116,9 +116,11 @@ class Donor:
         if not identical:
             check_successor(bundle, own.configuration, configuration, claims)
         self.challenges.redeem(request.challenge, self._ledger.now())
+        root = self._root
         if not (identical and self._ledger.following):
-            self._enter(claims, configuration, bundle, recorded=not identical)
-        return seal_root(request, self._root.id, self._root.encode()), claims
+            head = self._enter(claims, configuration, bundle, recorded=not identical)
+            root = root if identical else replace(root, since=(head.size, head.root))
+        return seal_root(request, root.id, root.encode()), claims
 
     def appraised(self, bundle: TrustBundle) -> Appraisal:
         """Our own evidence, which must satisfy the bundle as any KeyService's; raises as :func:`believe`."""
@@ -126,8 +128,8 @@ class Donor:
         collateral = self._collateral.collateral(_evidence(description.evidence))
         return believe(description, bundle=bundle, collateral=collateral, now=self._ledger.now()).appraisal
 
-    def _enter(self, claims: Claims, configuration: Configuration, bundle: TrustBundle, *, recorded: bool) -> None:
-        """Durable, and confirmed by witnesses where there are any, when this returns (13.26.5).
+    def _enter(self, claims: Claims, configuration: Configuration, bundle: TrustBundle, *, recorded: bool) -> LogHead:
+        """Durable, and confirmed by witnesses where there are any, when this returns (13.26.5); a head that holds it.
 
         :param recorded: the bundle must be the one that the log names.
         """
@@ -144,7 +146,10 @@ class Donor:
                 )
             return Proposal(HAND_OVER, record.encode())
 
-        self._ledger.commit(propose)
+        written = self._ledger.commit(propose)
+        if written is None:
+            raise AssertionError
+        return written.head
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +220,7 @@ def check_successor(bundle: TrustBundle, giver: Configuration, joiner: Configura
     """:raises Refused: ``replica-other`` unless the bundle names the joiner's code and configuration, as one pair, and
     the two can be replicas of one KeyService where the giver has any (13.26.3, 13.26.4).
     """
-    if asking.debug or not bundle.names(code_name(asking), joiner.digest):
+    if asking.debug or not bundle.names(code_name(asking.tee, asking.measurements), joiner.digest):
         if not same(giver.encoded, joiner.encoded):
             raise other_configuration(giver, joiner)
         raise Refused(

@@ -421,6 +421,9 @@ class Replica:
             return False
         if self._ledger.log_keys() != self._root.log_keys:  # it lacks the rotation that it was handed over (13.27.8)
             return False
+        since = self._root.since
+        if since is not None and not self._ledger.contains(*since):  # nor has it all that was there then (13.26.5.1)
+            return False
         head = self._anchor.seen()
         return head is None or self._continues(head)
 
@@ -432,8 +435,7 @@ class Replica:
 
     def _continues(self, head: LogHead) -> bool:
         """Whether our log continues this head."""
-        size = self._ledger.position()[0]
-        return head.size <= size and same(self._ledger.head_at(head.size).root, head.root)
+        return self._ledger.contains(head.size, head.root)
 
     def _learn(self, head: LogHead | None) -> None:
         """:raises Tampered: ``cosignature-invalid``. :raises Refused: ``replica-unconfirmed``."""

@@ -12,13 +12,28 @@ from dataclasses import dataclass
 from typing import Final
 
 from cloister.access.checks import Asked, chosen_version, examine
+from cloister.attest.bundle import TrustBundle, open_bundle
+from cloister.attest.code import code_name
+from cloister.attest.configuration import decode_configuration
 from cloister.attest.policy import Policy
 from cloister.attest.steps import Verdict
+from cloister.attest.types import TeeType
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered
+from cloister.crypto.digest import Context, digest
 from cloister.keyservice.state.rules import VerifiedStatement, authenticate, check_rules
 from cloister.keyservice.state.state import State
 from cloister.keyservice.state.transitions import apply
-from cloister.log.entry import RELEASE, STATEMENT, Entry, Genesis, ReleaseRecord
+from cloister.log.entry import (
+    BUNDLE,
+    HAND_OVER,
+    RELEASE,
+    STATEMENT,
+    BundleRecord,
+    Entry,
+    Genesis,
+    HandOverRecord,
+    ReleaseRecord,
+)
 from cloister.wire.statements import peek_statement
 
 _SECOND: Final = 1  # an entry's time is in whole seconds; its statement's was judged within that second
@@ -59,6 +74,7 @@ def audit(entries: Iterable[tuple[int, Entry]], keyservice: bytes) -> Audit:
     """
     state, statements, releases = State(), 0, 0
     findings: list[Finding] = []
+    configurations: set[bytes] = set()
     for index, entry in entries:
         if index != state.size:
             raise InvalidInput(
@@ -70,8 +86,14 @@ def audit(entries: Iterable[tuple[int, Entry]], keyservice: bytes) -> Audit:
         elif entry.kind == RELEASE:
             releases += 1
             findings += _release(state, index, entry)
+        elif entry.kind == BUNDLE:
+            findings += _bundle(state, index, entry)
+        elif entry.kind == HAND_OVER:
+            findings += _hand_over(state, index, entry, configurations)
         apply(state, entry)
         state.journal.keep()
+        if index == 0 and state.genesis is not None:
+            configurations.add(digest(Context.CONFIGURATION, state.genesis.configuration))
         if state.genesis is not None and state.genesis.keyservice != keyservice:
             raise Tampered("store-other", "the first entry says that this is the log of another KeyService")
     if state.genesis is None:
@@ -122,6 +144,44 @@ def _release(state: State, index: int, entry: Entry) -> Iterator[Finding]:
             yield Finding(index, "policy-other", f"keys were released under another policy than the {whose}'s")
         else:
             yield from _policy(state, index, record, whose=whose, digest=named, name=rule)
+
+
+def _bundle(state: State, index: int, entry: Entry) -> Iterator[Finding]:
+    """Signed by the root that the first configuration pins, in force, and newer than the one before (13.26.1)."""
+    record = BundleRecord.decode(entry.body)
+    try:
+        bundle = _opened(state, record, 1 if state.bundle is None else state.bundle.version + 1, entry.time)
+    except CloisterError as error:
+        yield Finding(index, error.code, f"a trust bundle that may not come into use: {error.message}")
+        return
+    if (bundle.version, bundle.digest) != (record.version, record.digest):
+        yield Finding(index, "bundle-other", "an entry names another trust bundle than it holds")
+
+
+def _hand_over(state: State, index: int, entry: Entry, configurations: set[bytes]) -> Iterator[Finding]:
+    """By the bundle in use, to one of its successors or to a configuration that has the root secret (13.26.3)."""
+    record = HandOverRecord.decode(entry.body)
+    named = False
+    if state.bundle is not None:
+        if state.bundle.digest != record.bundle_digest:
+            yield Finding(index, "bundle-other", "the root secret was handed over by another bundle than was in use")
+        try:
+            bundle = _opened(state, state.bundle, 1, entry.time)
+            named = bundle.names(code_name(TeeType(record.tee), record.measurements), record.configuration_digest)
+        except CloisterError as error:
+            yield Finding(index, error.code, f"the root secret was handed over by a bundle that fails: {error.message}")
+        except ValueError:
+            yield Finding(index, "evidence-unknown-tee", f"the root secret was handed over to a TEE {record.tee!r}")
+    if not named and record.configuration_digest not in configurations:
+        yield Finding(index, "replica-other", "the root secret was handed over to one that no trust bundle names")
+    configurations.add(record.configuration_digest)
+
+
+def _opened(state: State, record: BundleRecord, least: int, time: int) -> TrustBundle:
+    if state.genesis is None:
+        raise InvalidInput("audit-incomplete", "the log does not begin with its first entry")
+    pinned = decode_configuration(state.genesis.configuration).values.get("bundle_root")
+    return open_bundle(record.bundle, pinned if isinstance(pinned, bytes) else b"", least, time)
 
 
 def _policy(
