@@ -27,7 +27,7 @@ def code_of(claims: Claims, configuration: bytes) -> Code:
     :param configuration: digest of its measured configuration.
     :raises InvalidInput: ``code-unnamed``.
     """
-    return Code(claims.tee.value, code_name(claims), configuration)
+    return Code(claims.tee.value, code_name(claims.tee, claims.measurements), configuration)
 
 
 def check_code(lost: Code, found: Appraisal, bundle: TrustBundle) -> None:
