@@ -172,13 +172,12 @@ class PostgresServer:
         """What its administrator gets for one statement, by the Unix socket; parameters are ``:p0``, ``:p1``, ..."""
         from pg8000.native import Connection
 
-        path = str(self.folder / f".s.PGSQL.{self.port}")
-        connection = Connection("postgres", unix_sock=path, database=database, timeout=_STARTS_WITHIN_S)
-        try:
-            named = {f"p{number}": value for number, value in enumerate(parameters)}
+        named = {f"p{number}": value for number, value in enumerate(parameters)}
+        with socket.socket(socket.AF_UNIX) as link:  # ours, for the library leaves it open when it is refused
+            link.settimeout(_STARTS_WITHIN_S)
+            link.connect(str(self.folder / f".s.PGSQL.{self.port}"))
+            connection = Connection("postgres", sock=link, ssl_context=False, database=database)
             return list(connection.run(statement, **named) or [])
-        finally:
-            connection.close()
 
     def setting(self, name: str, value: str | None) -> None:
         """Change a setting while it runs, for sessions that are open too; ``None``: back to the default."""
@@ -188,6 +187,14 @@ class PostgresServer:
         until = time.monotonic() + _STARTS_WITHIN_S
         while self.sql("SELECT pg_conf_load_time()")[0][0] == before and time.monotonic() < until:
             time.sleep(0.005)
+
+    def speak_tls(self, certificate: Path, key: Path) -> None:
+        """New sessions may use TLS, with this certificate (PEM). ``setting("ssl", "off")`` ends that."""
+        for name, path in (("server.crt", certificate), ("server.key", key)):
+            (self.data / name).write_bytes(path.read_bytes())
+            (self.data / name).chmod(0o600)
+            self._own(self.data / name)
+        self.setting("ssl", "on")
 
     def end_sessions(self) -> None:
         """Cut every session of the role, as an administrator does."""
@@ -200,6 +207,11 @@ class PostgresServer:
             given = {"sslmode": "disable", "password_file": str(self.password_file), **given}
         where = f":{self.port}" if by_socket else f"127.0.0.1:{port or self.port}"
         return f"postgresql://{ROLE}@{where}/{DATABASE}?{urlencode(given, quote_via=quote, safe='/')}"
+
+    @property
+    def runs(self) -> bool:
+        """Whether its first process is there."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:

@@ -10,7 +10,6 @@ import secrets
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,7 +96,6 @@ class Liar:
 def lied_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[str, Liar]]]:
     """What opening a store says of a server that says such things."""
     monkeypatch.setattr(rows_module, "STORE_RECONNECT_S", 0.0)
-    monkeypatch.setattr(rows_module, "STORE_DEADLINE_S", 1.0)
     liars: list[Liar] = []
     password = tmp_path / "password"
     password.write_bytes(PASSWORD)
@@ -105,10 +103,8 @@ def lied_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     def check(*said: bytes | float) -> tuple[str, Liar]:
         liars.append(Liar(*said))
         url = f"postgresql://ks@127.0.0.1:{liars[-1].port}/x?schema=a&sslmode=disable&password_file={password}"
-        began = time.monotonic()
         with pytest.raises(CloisterError) as caught:
             PostgresRows(parse_url(url))
-        assert time.monotonic() - began < 20
         assert caught.value.code in ("store-unavailable", "store-corrupt")
         return caught.value.message, liars[-1]
 
@@ -173,8 +169,11 @@ def test_s8_a_flood_is_cut_and_not_kept(lied_to: Callable[..., tuple[str, Liar]]
         assert "more than it was asked for" in text or "does not speak" in text
 
 
-def test_s8_a_server_that_trickles_is_given_up_in_time(lied_to: Callable[..., tuple[str, Liar]]) -> None:
+def test_s8_a_server_that_trickles_is_given_up_in_time(
+    lied_to: Callable[..., tuple[str, Liar]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each byte comes soon enough; all of them do not."""
+    monkeypatch.setattr(rows_module, "STORE_DEADLINE_S", 1.0)
     text, _ = lied_to(b"", *(word for byte in WELCOME for word in (0.2, Trickle(bytes([byte])))))
     assert "in time" in text
 

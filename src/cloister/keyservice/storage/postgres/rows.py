@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, final
@@ -52,6 +53,7 @@ _PUT: Final = """
 _READ_ONLY: Final = "25006"
 _CORRUPT: Final = ("42P01", "42703", "42804", "42883", "42P07", "42P06", "3F000", "XX001", "XX002", "22")
 _HINTS: Final = {
+    "08": "What answers takes no settings of a session, as a pooler does: name the server itself.",
     "28": "Check the user of --store, and its password.",
     "3D": "The database of --store is not there; make it, and a role that owns it.",
     "42501": "The role may not do this: it must own the namespace, or be allowed to CREATE in the database.",
@@ -82,6 +84,7 @@ class PostgresRows:
         self._taken = False
         self._closed = False
         self._session: Session | None = None
+        self._turn = threading.RLock()  # one exchange at a time, whichever thread asks
         self.name = b""
         self._connect(_after(STORE_DEADLINE_S), patience_s)
 
@@ -114,8 +117,11 @@ class PostgresRows:
 
         :raises Unavailable: ``store-taken``: another process opened the namespace; for good.
         """
+        with self._turn:
+            self._write(put, drop, secrets.token_bytes(_FENCE))
+
+    def _write(self, put: Sequence[Row], drop: Sequence[tuple[str, int]], fence: bytes) -> None:
         deadline = _after(STORE_DEADLINE_S)
-        fence = secrets.token_bytes(_FENCE)
         for again in (True, False):
             session = self._ready(deadline)
             committing = False
@@ -147,8 +153,9 @@ class PostgresRows:
 
     def reopen(self) -> None:
         """Over a new session, start again from what the database holds; see the port."""
-        self._hang_up()
-        self._connect(_after(STORE_DEADLINE_S), STORE_LOCK_S)
+        with self._turn:
+            self._hang_up()
+            self._connect(_after(STORE_DEADLINE_S), STORE_LOCK_S)
 
     def facts(self) -> StoreFacts:
         """What it is; see the port. How large it is the database's administrator sees."""
@@ -156,8 +163,9 @@ class PostgresRows:
 
     def close(self) -> None:
         """End the session, and its lock with it."""
-        self._closed = True
-        self._hang_up()
+        with self._turn:
+            self._closed = True
+            self._hang_up()
 
     # --- statements ---
 
@@ -194,9 +202,11 @@ class PostgresRows:
         deadline = _after(STORE_DEADLINE_S)
         for again in (True, False):
             try:
-                return self._ready(deadline).run(sql, *kinds, **parameters)
+                with self._turn:
+                    return self._ready(deadline).run(sql, *kinds, **parameters)
             except Lost as error:
-                self._hang_up()
+                with self._turn:
+                    self._hang_up()
                 if not again:
                     raise _unavailable(self._url, "cannot be read", str(error)) from error
             except Rejected as error:
