@@ -475,23 +475,31 @@ class KeyServiceLink:
     def _prove(self, older: LogHead, newer: LogHead) -> None:
         """:raises Tampered: ``keyservice-forked``."""
         if older.size in (0, newer.size):
-            return
+            return None
+        until = self._clock.monotonic() + _TAKE_OVER_S
+        for attempt in count(1):
+            try:
+                return self._proven(older, newer)
+            except Unavailable:
+                raise
+            except CloisterError as error:
+                if self._replicated and self._waits(until, attempt):
+                    continue  # one that leads no more and has not noticed lacks entries, or has others (13.21.1)
+                raise Tampered(
+                    "keyservice-forked",
+                    f"the KeyService does not show that its log of {newer.size} entries continues the one of "
+                    f"{older.size} that was seen before",
+                    hint=_HISTORY_HINT,
+                ) from error
+        raise AssertionError
+
+    def _proven(self, older: LogHead, newer: LogHead) -> None:
         asked = cbor.encode({"first": older.size, "second": newer.size})
-        try:
-            reply = self.exchange("/v1/consistency", asked, limit=_MAX_PROOF_REPLY)
-            fields = Fields(cbor.decode(reply, limit=_MAX_PROOF_REPLY, what="the proof"), "the proof")
-            proof = read_proof(fields.items("proof", limit=MAX_PROOF))
-            fields.done()
-            verify_consistency(older.size, older.root, newer.size, newer.root, proof)
-        except Unavailable:
-            raise
-        except CloisterError as error:
-            raise Tampered(
-                "keyservice-forked",
-                f"the KeyService does not show that its log of {newer.size} entries continues the one of {older.size} "
-                "that was seen before",
-                hint=_HISTORY_HINT,
-            ) from error
+        reply = self.exchange("/v1/consistency", asked, limit=_MAX_PROOF_REPLY)
+        fields = Fields(cbor.decode(reply, limit=_MAX_PROOF_REPLY, what="the proof"), "the proof")
+        proof = read_proof(fields.items("proof", limit=MAX_PROOF))
+        fields.done()
+        verify_consistency(older.size, older.root, newer.size, newer.root, proof)
 
     def call(self, kind: str, body: Callable[[AttestedKeyService], bytes], keys: tuple[SecretBytes, ...] = ()) -> Any:
         """One sealed call; attests again, once, when the epoch ended meanwhile, and as often as it takes while one of
@@ -527,9 +535,12 @@ class KeyServiceLink:
 
         One that leads no more and has not noticed shows an older head for some seconds; if it lasts it is an attack.
         """
-        late = self._clock.monotonic() >= until or attempt * _TAKE_OVER_PAUSE_S >= _TAKE_OVER_S
         several = self._replicated or error.code in _SEVERAL
-        if not several or error.code not in _TAKE_OVER or late:
+        return several and error.code in _TAKE_OVER and self._waits(until, attempt)
+
+    def _waits(self, until: float, attempt: int) -> bool:
+        """Wait a little, if there is time."""
+        if self._clock.monotonic() >= until or attempt * _TAKE_OVER_PAUSE_S >= _TAKE_OVER_S:
             return False
         time.sleep(_TAKE_OVER_PAUSE_S)
         return True

@@ -7,18 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from cloister.adapters import keyservice
 from cloister.adapters.keyservice import KeyServiceLink, Transport, VolatileHeads
 from cloister.attest.bundle import TrustBundle
 from cloister.base.clock import Clock
-from cloister.base.errors import InvalidInput
+from cloister.base.errors import InvalidInput, Tampered
 from cloister.crypto.sign import SigningKey
 from cloister.runtime.keys import RuntimeSession
 from cloister.runtime.stages import Timings
 from cloister.testing.clock import FakeClock
 from cloister.testing.collateral import NoCollateral
 from cloister.testing.embedded import EmbeddedKeyService
+from cloister.testing.people import Person
 from cloister.testing.replicas import Cluster
 from cloister.wire import calls
+from cloister.wire.statements import DefinePolicy
 
 
 class Between:
@@ -87,4 +90,41 @@ def test_another_replica_answers_the_second_question(path: str, tmp_path: Path) 
     )
     cluster.attempt(lambda: session.connect(Timings()))
     assert session.attests == 1
+    cluster.close()
+
+
+def test_one_that_leads_no_more_gives_no_proof_and_is_no_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stopped, others went on, and it has not noticed: it lacks entries that it is asked about."""
+    cluster = Cluster(tmp_path)
+    leader = cluster.leader()
+    cluster.until(cluster.equal)
+    person = Person(leader.id, cluster.clock)
+
+    class Way:
+        """Every question goes to the one that leads, but the first about consistency."""
+
+        asked = 0
+        patient = True
+
+        def get(self, path: str, *, limit: int) -> bytes:
+            return leader.get(path, limit=limit)
+
+        def post(self, path: str, body: bytes, *, limit: int) -> bytes:
+            if path == "/v1/consistency":
+                self.asked += 1
+                if self.asked == 1 or not self.patient:
+                    raise InvalidInput("call-refused", "the call was not accepted")
+            return leader.post(path, body, limit=limit)
+
+    way = Way()
+    made = link(way, leader.bundle, cluster.clock)
+    known = made.settled().description.keyservice
+    cluster.attempt(lambda: leader.say(person.register()))
+    made.saw(known, leader.assembled.ledger.shown_head())
+    assert way.asked == 2
+    way.patient = False  # if it lasts, it is an attack
+    monkeypatch.setattr(keyservice, "_TAKE_OVER_S", 1.0)
+    cluster.attempt(lambda: leader.say(person.statement(DefinePolicy(cluster.platform.policy().encode()))))
+    with pytest.raises(Tampered, match="keyservice-forked"):
+        made.saw(known, leader.assembled.ledger.shown_head())
     cluster.close()
