@@ -29,6 +29,7 @@ with atheris.instrument_imports(include=["cloister.wire", "cloister.log", "clois
     from cloister.crypto.digest import Context, derive
     from cloister.crypto.hpke import HpkePrivateKey
     from cloister.crypto.sign import SigningKey
+    from cloister.log import custody as custody_entries
     from cloister.log import entry, merkle, receipt
     from cloister.wire import (
         bhttp,
@@ -36,6 +37,7 @@ with atheris.instrument_imports(include=["cloister.wire", "cloister.log", "clois
         cbor,
         checkpoint,
         cose,
+        custody,
         envelope,
         log_keys,
         manifest,
@@ -44,12 +46,25 @@ with atheris.instrument_imports(include=["cloister.wire", "cloister.log", "clois
         presence,
         provisioning,
         records,
+        recovery,
         statements,
     )
 
 KEY = SigningKey.from_seed(SecretBytes(b"k" * 32))
 HPKE = HpkePrivateKey.from_secret(SecretBytes(b"h" * 96))
 SECRET = SecretBytes(b"s" * 32)
+RECORD = custody.CustodyRecord(
+    b"n" * 32,
+    b"s" * 16,
+    2,
+    tuple(
+        custody.Holder(name, bytes(32), bytes(hpke.OVERHEAD + 32))
+        for name in sorted((custody.custodian_id(HPKE.public_key), b"o" * 32))
+    ),
+    0,
+    custody.Code("sgx", b"m" * 32, bytes(32)),
+    b"box",
+)
 SESSION = provisioning.Session(b"i" * 16, SECRET, 600)
 VECTORS = Path(__file__).parents[2] / "vectors"
 
@@ -130,6 +145,19 @@ def reply(data: bytes) -> None:
             provisioning.Release.read(result)
         with contextlib.suppress(CloisterError):
             receipt.check_statement_receipt(result, b"statement", log_keys.LogKeys(KEY.public_key))
+
+
+def custodians(data: bytes) -> None:
+    """What lies on a disk in the clear, what asks custodians, and what they answer."""
+    same(custody.CustodyRecord.decode, lambda found: found.encoded)(data)
+    same(recovery.Offer.decode, lambda found: found.encode())(data)
+    same(recovery.Answer.decode, lambda found: found.encode())(data)
+    same(custody_entries.CustodySet.decode, lambda found: found.encode())(data)
+    same(custody_entries.Recovery.decode, lambda found: found.encode())(data)
+    with contextlib.suppress(CloisterError):
+        custody.open_share(custody.CustodyRecord.decode(data), HPKE)
+    with contextlib.suppress(CloisterError):
+        recovery.open_answer(recovery.Answer.decode(data), RECORD, bytes(64), HPKE)
 
 
 def session_call(data: bytes) -> None:
@@ -368,6 +396,16 @@ TARGETS = {
                 limit=8192,
                 what="x",
             ),
+        ),
+    ),
+    "custodians": Target(
+        custodians,
+        (
+            RECORD.encoded,
+            recovery.Answer(RECORD.holders[0].custodian, bytes(hpke.OVERHEAD + 32)).encode(),
+            custody_entries.CustodySet(b"s" * 16, 2, (bytes(32), b"o" * 32), b"r" * 32).encode(),
+            custody_entries.Recovery(b"s" * 16, (bytes(32),), "sgx", {"mrenclave": b"m" * 32}, bytes(32)).encode(),
+            recovery.Offer(RECORD, HPKE.public_key, b"c", bytes(32), calls.WireEvidence("sgx", b"e", {})).encode(),
         ),
     ),
     "status": Target(status, (DESCRIPTION.encode(),)),

@@ -30,7 +30,7 @@ from cloister.keyservice.anchors.probe import probe
 from cloister.keyservice.anchors.witnesses import WitnessAnchor
 from cloister.keyservice.bundles import Bundles
 from cloister.keyservice.control import CONTROL_FILE, make_control
-from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians, Custody
+from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians, Custody, renew_now
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
@@ -225,16 +225,26 @@ def kept_root(state: Path, sealer: Sealer, store: StorePlace | None = None) -> R
 
 def rotate(
     state: Path,
-    sealer: Sealer,
+    tee: Tee,
     settings: Settings,
     *,
     clock: Clock,
     witnesses: Sequence[WitnessPort] = (),
     store: StorePlace | None = None,
+    custodians: Custodians = NO_CUSTODIANS,
 ) -> Root:
-    """Give the KeyService of this directory, which does not run, another root; raises as :func:`rotate_root`."""
+    """Give the KeyService of this directory, which does not run, another root, and custodians shares of it.
+
+    :raises InvalidInput: ``custodian-keys``. :raises CloisterError: as :func:`rotate_root`. After one, a set that is
+        due is made by the KeyService when it runs.
+    """
+    custodians.check(settings)
+    if tee.sealer is None:
+        raise AssertionError
     rows = (store or store_place(state)).rows
-    return rotate_root(state / ROOT_FILE, sealer, settings, rows, clock=clock, witnesses=witnesses)
+    root = rotate_root(state / ROOT_FILE, tee.sealer, settings, rows, clock=clock, witnesses=witnesses)
+    renew_now(rows(), root, custodians, settings=settings, code=tee.code(settings), clock=clock)
+    return root
 
 
 def begin(rows: Rows, root: Root, settings: Settings, clock: Clock) -> Ledger:

@@ -67,6 +67,7 @@ class Standing:
             **self._confirmed(),
             "store": self.rows.facts().fields(),
             "snapshot": self._snapshot(),
+            "custody": self._custody(),
             "sessions": len(self.assembled.releases.sessions),
         }
 
@@ -78,6 +79,18 @@ class Standing:
         """What the next start reads, and how far the scrub of what this one did not read is (13.23)."""
         keeper = self.assembled.keeper
         return {"entries": keeper.saved, "scrubbed": keeper.scrubbed, "unscrubbed": keeper.unscrubbed}
+
+    def _custody(self) -> dict[str, object] | None:
+        """Who can bring it back, since which entry, and whether the store has what that takes (13.24.5)."""
+        standing, record, shown = self.assembled.ledger.custody()
+        if standing is None or not standing.made.custodians:
+            return None
+        return {
+            "threshold": standing.made.threshold,
+            "custodians": [custodian.hex() for custodian in standing.made.custodians],
+            "entry": standing.entry,
+            "recoverable": bool(record) and record == shown,
+        }
 
     def _replica(self) -> dict[str, object]:
         replica = self.assembled.replica

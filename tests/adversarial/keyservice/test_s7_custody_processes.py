@@ -303,6 +303,28 @@ def test_s7_where_nothing_can_be_sealed_it_is_brought_back_for_as_long_as_it_run
     assert waiting.end()[0] == 0
 
 
+def test_s2_s7_the_machine_is_lost_just_after_its_root_was_rotated(scene: Scene) -> None:
+    """The new root has shares before anything runs on it, and the old record opens nothing of the store."""
+    shown = cloister("keyservice", "status", "--state", str(scene.process.state))["custody"]
+    assert (shown["threshold"], sorted(shown["custodians"]), shown["entry"]) == (2, sorted(scene.ids), 1)
+    assert shown["recoverable"]
+    scene.process.stop()
+    words = ("--state", str(scene.process.state), "--simulation-key", str(scene.process.key_file))
+    words += ("--configuration", str(scene.process.configuration), "--witness", scene.witness.address)
+    assert cloister("keyservice", "rotate-root", *words)["error"] == "custodian-keys"  # before anything was done
+    every = [word for key in scene.custodians for word in ("--custodian", str(public_file(key)))]
+    assert cloister("keyservice", "rotate-root", *words, *every)["generation"] == 1
+    state = scene.backup("restored")
+    scene.lose()
+    waiting = scene.recover(state)
+    for number in (1, 2):
+        assert scene.answer(number, waiting.address, "--yes")["given"]
+    assert waiting.end()[0] == 0
+    back = scene.run(state)
+    assert scene.release(scene.caller(back)).key == REQUEST
+    assert cloister("keyservice", "status", "--state", str(state))["generation"] == 1
+
+
 def test_s7_a_backup_from_before_a_revocation_is_brought_back_and_releases_nothing(scene: Scene) -> None:
     state = scene.backup("old")
     scene.caller(scene.process).call(calls.STATEMENT, scene.owner.statement(RevokeGrant("model", scene.user.id)))

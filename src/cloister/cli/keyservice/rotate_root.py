@@ -28,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="where a witness of the configuration answers; once for each: the store must be what they confirmed",
     )
+    options.add_custodians(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.keyservice.app import rotate
     from cloister.keyservice.storage.place import store_place
 
-    store = store_place(args.state, args.store)
+    store, custodians = store_place(args.state, args.store), options.custodians(args)
     place = options.open_place(args)
     if place.tee.sealer is None:
         raise Unavailable(
@@ -47,7 +48,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     client = HttpClient(place.clock)
     try:
         witnesses = [HttpWitness(client, address) for address in args.witness]
-        root = rotate(args.state, place.tee.sealer, place.settings, clock=place.clock, witnesses=witnesses, store=store)
+        root = rotate(
+            args.state,
+            place.tee,
+            place.settings,
+            clock=place.clock,
+            witnesses=witnesses,
+            store=store,
+            custodians=custodians,
+        )
     finally:
         client.close()
     out.result(

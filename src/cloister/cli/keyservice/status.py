@@ -119,6 +119,10 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, bool | None]]:
     snapshot = found["snapshot"]
     scrub = f", {snapshot['unscrubbed']} older ones to be scrubbed" if snapshot["unscrubbed"] else ""
     yield "snapshot", f"a start reads {found['entries'] - snapshot['entries']} entries{scrub}", True
+    custody = found["custody"]
+    if custody is not None:
+        text = f"{custody['threshold']} of {len(custody['custodians'])} bring it back, since entry {custody['entry']}"
+        yield "custodians", text, bool(custody["recoverable"])
     if found["trouble"]:
         yield "last write", f"failed: {found['trouble']}", False
     backup = found["backup"]

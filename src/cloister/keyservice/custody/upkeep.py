@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import Final, final
 
 from cloister.adapters.logs import EventLog
+from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput
 from cloister.base.secret import SecretBytes
 from cloister.crypto import sharing
-from cloister.keyservice.anchors.port import Anchor
+from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.custody.sets import entry_of, make_record, nobody
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.root import Root
+from cloister.keyservice.rotation import stored
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.state.state import CustodyState, State
+from cloister.keyservice.storage.port import Rows
 from cloister.keyservice.vault import Vault
 from cloister.log.entry import CUSTODY
 from cloister.wire.custody import Code, CustodyRecord
@@ -146,3 +149,15 @@ class Custody:
         wanted = record if standing.made.custodians else b""
         if shown != wanted and (wanted or not standing.made.custodians):
             self._ledger.keep_recovery(wanted)
+
+
+def renew_now(rows: Rows, root: Root, custodians: Custodians, *, settings: Settings, code: Code, clock: Clock) -> None:
+    """A set that is due for a KeyService that does not run: nobody was told of the end of its log yet.
+
+    :param rows: closed after it. :raises CloisterError: the store's codes.
+    """
+    try:
+        ledger = Ledger(stored(rows, root), clock)
+        Custody(ledger, Unanchored(), custodians, root=root, settings=settings, code=code).upkeep()
+    finally:
+        rows.close()
