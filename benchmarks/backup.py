@@ -73,7 +73,7 @@ class Callers:
     def __init__(self, process: KeyServiceProcess, count: int) -> None:
         self.latencies: list[float] = []
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(process,)) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._run, args=(process,), daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
@@ -105,23 +105,24 @@ class Callers:
 
 # The most memory is asked for inside: what the system tells a parent of its child may be the parent's own.
 COMMAND = """
-import sys
+import sys, time
 from cloister.cli.main import main
 status = main(["keyservice", *sys.argv[1:], "--json"])
 lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(int(lines["VmHWM"].split()[0]) / 1000, file=sys.stderr)
+print(time.process_time(), int(lines["VmHWM"].split()[0]) / 1000, file=sys.stderr)
 sys.exit(status)
 """
 
 
-def command(*words: str) -> tuple[dict[str, object], float, float]:
-    """What it says, seconds, and the most memory it had in megabytes."""
+def command(*words: str) -> tuple[dict[str, object], dict[str, float]]:
+    """What it says; seconds, seconds of a processor, and the most memory it had in megabytes."""
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr.decode())
     found: dict[str, object] = json.loads(done.stdout)
-    return found, time.perf_counter() - began, float(done.stderr)
+    processor, memory = map(float, done.stderr.split())
+    return found, {"s": round(time.perf_counter() - began, 2), "cpu_s": round(processor, 2), "most_mb": memory}
 
 
 def resident(pid: int) -> tuple[float, float]:
@@ -144,13 +145,11 @@ def measured(entries: int, count: int) -> dict[str, object]:
         before = resident(pid)
         callers, began, taken = Callers(process, count), time.monotonic(), []
         while time.monotonic() - began < 8 or not taken:
-            _, seconds, _ = command(
-                "backup", "--state", str(process.state), "--out", str(folder / f"during{len(taken)}")
-            )
-            taken.append(seconds)
+            _, seen = command("backup", "--state", str(process.state), "--out", str(folder / f"during{len(taken)}"))
+            taken.append(seen["s"])
         during = callers.end()
         after = resident(pid)
-        made, seconds, backup_mb = command("backup", "--state", str(process.state), "--out", str(folder / "quiet"))
+        made, backup = command("backup", "--state", str(process.state), "--out", str(folder / "quiet"))
         process.stop()
         shutil.rmtree(process.state)
         words = [
@@ -161,18 +160,17 @@ def measured(entries: int, count: int) -> dict[str, object]:
             "--simulation-key",
             str(process.key_file),
         ]
-        _, restore_s, restore_mb = command("restore", *words, "--configuration", str(process.configuration))
+        _, restore = command("restore", *words, "--configuration", str(process.configuration))
         shutil.rmtree(process.state)
-        _, unopened_s, unopened_mb = command("restore", "--state", str(process.state), "--from", str(folder / "quiet"))
+        _, unopened = command("restore", "--state", str(process.state), "--from", str(folder / "quiet"))
         return {
             "entries": made["entries"],
-            "backup_s": round(seconds, 2),
+            "backup": backup,
             "backup_mb": round(int(str(made["bytes"])) / 1e6, 1),
             "under_load_s": round(statistics.median(taken), 2),
             "service_mb": {"before": before[0], "after": after[0], "most": after[1]},
-            "commands_most_mb": {"backup": backup_mb, "restore": restore_mb, "restore_unopened": unopened_mb},
-            "restore_s": round(restore_s, 2),
-            "restore_unopened_s": round(unopened_s, 2),
+            "restore": restore,
+            "restore_unopened": unopened,
             "statements_alone": alone,
             "statements_during": during,
         }

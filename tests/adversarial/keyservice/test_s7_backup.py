@@ -460,7 +460,6 @@ def restore(backup: Path, state: Path, *, opens: bool = True) -> Any:
         found,
         state,
         root_file=state / ROOT_FILE,
-        store_file=state / STORE_FILE,
         sealer=sealer() if opens else None,
         clock=FakeClock(),
         progress=quiet,

@@ -30,6 +30,7 @@ SUMMARY: Final = "make a state directory from a backup"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     options.add_state(parser)
+    options.add_store(parser)
     parser.add_argument("--from", dest="backup", type=Path, required=True, metavar="FILE", help="the backup")
     parser.add_argument(
         "--not-before-head",
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
     from cloister.keyservice.app import ROOT_FILE
     from cloister.keyservice.backup.restoring import inspect, restore_state
-    from cloister.keyservice.storage.place import STORE_FILE
+    from cloister.keyservice.storage.place import store_place
 
     backup: Path = args.backup
     place = options.open_place_if_any(args)
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             inspected,
             args.state,
             root_file=args.state / ROOT_FILE,
-            store_file=args.state / STORE_FILE,
+            store=store_place(args.state, args.store) if args.store else None,
             sealer=place.tee.sealer if place.tee else None,
             clock=place.clock,
             progress=progress,

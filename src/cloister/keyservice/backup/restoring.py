@@ -7,6 +7,7 @@ records, and its leaf hashes against heads that others know. With it every recor
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import BinaryIO, Final
 
 from cloister.attest.types import Sealer
 from cloister.base.clock import Clock
-from cloister.base.errors import InvalidInput, Refused, Tampered, Unavailable
+from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import RESTORE_BATCH, RESTORE_BATCH_BYTES
 from cloister.crypto.digest import same
 from cloister.keyservice.backup.format import End, Header, Kept, Page, read_backup
@@ -24,6 +25,7 @@ from cloister.keyservice.backup.writing import Progress, place_new
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.root import Root, open_root, write_new
 from cloister.keyservice.rotation import require_root, stored
+from cloister.keyservice.storage.place import STORE_FILE, StorePlace
 from cloister.keyservice.storage.port import ENTRIES, HEAD, SECRETS, TABLES, Row, Rows
 from cloister.keyservice.storage.sqlite import SqliteRows, hold
 from cloister.log.frontier import Frontier
@@ -176,13 +178,17 @@ def restore_state(
     state: Path,
     *,
     root_file: Path,
-    store_file: Path,
+    store: StorePlace | None = None,
     sealer: Sealer | None,
     clock: Clock,
     progress: Progress,
 ) -> Restored:
-    """A state directory from a backup: the store under another name first, then in its place; the root secret with it.
+    """A state directory from a backup, and the root secret with it if it opens here.
 
+    A file is written under another name first. What a database had taken is taken back if something is wrong; where
+    that fails, too, or the process is killed, what is left has no head, and is neither run nor restored over.
+
+    :param store: a database that the records go to; by default a file in the directory.
     :param sealer: of the TEE of this machine, if there is one.
     :raises Refused: ``state-exists``: there is a store. :raises Unavailable: ``state-unwritable``, the store's.
     :raises CloisterError: as :func:`copy_rows` and :func:`authenticate`.
@@ -191,6 +197,11 @@ def restore_state(
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(state, error) from error
+    if store is not None:
+        return _restore_database(
+            backup, inspected, store, root_file=root_file, sealer=sealer, clock=clock, progress=progress
+        )
+    store_file = state / STORE_FILE
     with hold(store_file):
         _require_absent(store_file)
         root, sealed = _find_root(inspected, root_file, state / PART_ROOT, sealer)
@@ -219,6 +230,49 @@ def _fill(
         return None if root is None else authenticate(rows, root, inspected, clock)
     finally:
         rows.close()
+
+
+def _restore_database(
+    backup: Path,
+    inspected: Inspected,
+    store: StorePlace,
+    *,
+    root_file: Path,
+    sealer: Sealer | None,
+    clock: Clock,
+    progress: Progress,
+) -> Restored:
+    if store.exists():
+        raise Refused(
+            "state-exists",
+            f"{store.name} holds a log already, or a part of one",
+            hint="A backup is restored into an empty namespace only. Name another one in --store.",
+        )
+    root, sealed = _find_root(inspected, root_file, root_file.with_name(PART_ROOT), sealer)
+    rows = store.rows()
+    try:
+        with backup.open("rb") as file:
+            copy_rows(file, inspected, rows, progress)
+        opened = None if root is None else authenticate(rows, root, inspected, clock)
+        if sealed:
+            write_new(root_file, sealed)
+    except BaseException as error:
+        if not isinstance(error, Refused):  # then somebody else's is there
+            with contextlib.suppress(CloisterError):
+                _empty(rows)
+        if isinstance(error, OSError):
+            raise _unwritable(backup, error) from error
+        raise
+    finally:
+        rows.close()
+    return Restored(opened)
+
+
+def _empty(rows: Rows) -> None:
+    """The head first: from then on nothing opens what is left."""
+    for table in (HEAD, *(table for table in TABLES if table != HEAD)):
+        while drop := [(table, index) for index, _ in itertools.islice(rows.scan(table), RESTORE_BATCH)]:
+            rows.write([], drop)
 
 
 def _find_root(inspected: Inspected, root_file: Path, part: Path, sealer: Sealer | None) -> tuple[Root | None, bytes]:
