@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -240,3 +241,30 @@ def test_three_replicas_on_one_database_outlive_its_restart_and_the_end_of_one(
         owner.close()
     finally:
         replicas.close()
+
+
+def test_a_stopped_one_is_backed_up_and_given_another_root(process: KeyServiceProcess, tmp_path: Path) -> None:
+    process.start()
+    caller = HttpCaller(process.address)
+    person = Person(process.root.id, process.clock)
+    caller.call(calls.STATEMENT, person.register())
+    caller.close()
+    assert process.stop() == 0
+
+    def command(*words: str) -> dict[str, Any]:
+        line = [sys.executable, "-m", "cloister", "keyservice", *words, "--json", "--state", str(process.state)]
+        line += ["--simulation-key", str(process.key_file), "--configuration", str(process.configuration)]
+        done = subprocess.run([*line, *process.arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    backup = command("backup", "--out", str(tmp_path / "backup"))
+    assert (backup["entries"], backup["running"]) == (2, False)
+    rotated = command("rotate-root")
+    assert rotated["keyservice"] == process.root.id.hex()
+    assert rotated["log_key"] != process.root.log_key.public_key.hex()
+    process.start()
+    caller = HttpCaller(process.address)
+    assert caller.call(calls.QUERY, person.query("whoami"))["id"] == person.id
+    caller.close()
