@@ -37,6 +37,7 @@ UNUSED = (
     *("ai_edge_litert/tools", "ai_edge_litert/vendors", "ai_edge_litert/libLiteRtWebGpuAccelerator.so"),
     # Of PyCryptodome, whose sharing of secrets is used: all of its C, and what needs it.
     *(f"Crypto/{name}" for name in ("Cipher", "Hash", "IO", "Math", "PublicKey", "SelfTest", "Signature", "*/*.so")),
+    *("tzdata/zoneinfo", "tzdata/zones"),  # of python-dateutil, which pg8000 brings: no time zone is ever asked for
     *("kubernetes/client/api/[!_]*", "kubernetes/client/models/[!_]*"),
     *("kubernetes/aio/client/api/[!_]*", "kubernetes/aio/client/models/[!_]*"),
 )
