@@ -48,6 +48,7 @@ SERVICE_KEY_EPOCH_S: Final = 24 * 3600  # bounds what one leaked service key ope
 KEYSERVICE_EPOCH_S: Final = 3600  # one quote, one call key
 KEYSERVICE_EPOCH_GRACE_S: Final = 300  # calls sealed to the epoch before are still opened
 VERIFICATIONS_AT_ONCE: Final = 8  # of evidence, which anybody may send: half of the threads
+HANDOVERS_AT_ONCE: Final = 4  # likewise, of those that join; each may wait for witnesses
 MAX_SESSIONS: Final = 10_000
 MAX_SESSIONS_PER_PLATFORM: Final = 1_000  # of one machine; with more its own oldest go
 MAX_CHALLENGES_REDEEMED: Final = 20_000  # within CHALLENGE_LIFETIME_S; each cost its sender genuine evidence

@@ -29,6 +29,7 @@ from cloister.base.secret import SecretBytes
 from cloister.keyservice.freshness import Challenges
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.limiting.limiter import Limiter, platform_of
+from cloister.keyservice.limiting.verifications import Verifications
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.sessions import AttestedRuntime, Denial, Denials, OpenSession, Sessions
 from cloister.keyservice.state.state import State
@@ -37,7 +38,6 @@ from cloister.log.entry import RELEASE, ReleaseRecord
 from cloister.wire.provisioning import AttestRequest, Release, ReleaseRequest, new_session, offer_session
 
 _CACHED_POLICIES: Final = 1024  # decoded; a policy is immutable and named by its digest
-_BUSY_S: Final = 0.5
 
 
 @final
@@ -88,7 +88,7 @@ class Releases:
         self._session_s = session_s
         self._limiter = limiter
         self._admitting = threading.Lock()
-        self._verifying = threading.BoundedSemaphore(VERIFICATIONS_AT_ONCE)
+        self._verifying = Verifications(VERIFICATIONS_AT_ONCE)
 
     def attest(self, body: bytes) -> dict[str, object]:
         """Verify a runtime's evidence and open a session (clauses 7.2, 7.3).
@@ -98,12 +98,8 @@ class Releases:
         """
         request = AttestRequest.decode(body)
         self.challenges.check(request.challenge, self._ledger.now())
-        if not self._verifying.acquire(blocking=False):  # anybody may ask; threads are left to those who are known
-            raise Unavailable("keyservice-busy", "too much evidence is being verified", retry_after=_BUSY_S)
-        try:
+        with self._verifying.one():
             verified, configuration = self._verify(request)
-        finally:
-            self._verifying.release()
         platform, now = platform_of(verified.claims), self._ledger.now()
         with self._admitting:  # a replay is refused before it costs the platform anything
             self.challenges.check(request.challenge, now)

@@ -7,7 +7,7 @@ from typing import Final, final
 from cloister.adapters.logs import EventLog
 from cloister.attest.types import Configuration
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
-from cloister.base.limits import MAX_LEAVES
+from cloister.base.limits import HANDOVERS_AT_ONCE, MAX_LEAVES
 from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.bundles import Bundles
 from cloister.keyservice.custody.upkeep import Custody
@@ -15,6 +15,7 @@ from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.freshness import QueryNonces
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.limiting.limiter import Limiter
+from cloister.keyservice.limiting.verifications import Verifications
 from cloister.keyservice.proposals import Proposal, Written
 from cloister.keyservice.queries import Queries
 from cloister.keyservice.releases import Releases
@@ -83,6 +84,7 @@ class KeyService:
         self._events = events
         self._telemetry = telemetry
         self._limiter = limiter
+        self._handing_over = Verifications(HANDOVERS_AT_ONCE)
         self._nonces = QueryNonces()
         self._queries = Queries(
             ledger,
@@ -236,7 +238,8 @@ class KeyService:
         result: dict[str, object] | CloisterError
         with self._telemetry.timed(HANDOVER) as outcome:
             try:
-                result, claims = donor.hand_over(call.body)
+                with self._handing_over.one():
+                    result, claims = donor.hand_over(call.body)
                 self._events.event("handed-over", tee=claims.tee.value)
             except CloisterError as error:
                 outcome.of(error)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from cloister.base.errors import Refused, Unavailable
+from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.ids import ModelId
+from cloister.base.limits import HANDOVERS_AT_ONCE
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice import releases
@@ -385,3 +386,22 @@ def test_evidence_of_strangers_takes_half_of_the_threads_at_most(monkeypatch: py
             world.ks.call(calls.ATTEST, request.encode())
     world.ks.attest()
     world.ks.close()
+
+
+def test_those_who_ask_for_the_root_secret_wait_for_a_place_too() -> None:
+    ks = EmbeddedKeyService(bundle_key=SigningKey.generate())
+    pending = calls.seal_call(Description.decode(ks.service.description()), calls.HANDOVER, b"nonsense")
+    service: Any = ks.service
+    places = [service._handing_over.one() for _ in range(HANDOVERS_AT_ONCE)]
+    for place in places:
+        place.__enter__()
+    with pytest.raises(Unavailable) as caught:
+        calls.open_reply(pending, ks.service.hand_over(pending.data))
+    assert caught.value.code == "keyservice-busy"
+    ks.ask(ks.person(), "whoami")  # and nobody else does
+    for place in places:
+        place.__exit__(None, None, None)
+    for _ in range(HANDOVERS_AT_ONCE + 1):  # each place is given back by those that fail
+        with pytest.raises(InvalidInput):
+            calls.open_reply(pending, ks.service.hand_over(pending.data))
+    ks.close()
