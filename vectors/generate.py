@@ -442,6 +442,65 @@ def vectors_replicas(old: Any) -> list[Case]:
     ]
 
 
+def vectors_log_keys(_old: Any) -> list[Case]:
+    """13.27: log keys that follow one another, which part of the log each signs for, and what evidence is over."""
+    ks, epoch, bundle, configuration = h("keyservice-id", public("log")), fixed("epoch", 16), fixed("bundle"), b"c"
+    root = fixed("root of the tree")
+
+    def certificate(signed_by: str, named: str, **changes: Any) -> bytes:
+        made = {"ks": ks, "generation": 1, "key": public(named), "size": 10, "root": root, "time": 1_800_000_000}
+        return cose(signed_by, "log-key-certificate", cbor(made | changes))
+
+    first = certificate("log", "log-1")
+    second = certificate("log-1", "log-2", generation=2, size=20)
+
+    def over(*items: bytes) -> bytes:
+        """Of a description with these log keys, whose last certificate names ``log-2``."""
+        configured = h("configuration", configuration)
+        return h512(
+            "keyservice-evidence", epoch, fixed("call key"), public("log-2"), configured, bundle, h("log-keys", *items)
+        )
+
+    def chain(*items: bytes) -> list[str]:
+        return [item.hex() for item in items]
+
+    good = chain(public("log"), first, second)
+    common: Case = {"ks": ks.hex(), "log_key": public("log-2").hex()}
+    wrong = "signature-invalid"
+    broken = "log-keys-broken"
+
+    def after(name: str, last: bytes, expect: str = broken) -> Case:
+        return case(name, expect, log_keys=chain(public("log"), first, last), **common)
+
+    return [
+        case(
+            "two rotations",
+            "ok",
+            log_keys=good,
+            signers=[[0, 0], [10, 0], [11, 1], [20, 1], [21, 2]],
+            epoch=epoch,
+            call_key=fixed("call key"),
+            configuration=configuration,
+            bundle=bundle,
+            report_data=over(public("log"), first, second),
+            **common,
+        ),
+        case("of another keyservice", "keyservice-id", log_keys=good, **(common | {"ks": fixed("other").hex()})),
+        case("without the last", "log-keys-malformed", log_keys=good[:2], **common),
+        case("a first key and nothing else", "log-keys-malformed", log_keys=good[:1], **common),
+        case("without the one between", wrong, log_keys=[good[0], good[2]], **common),
+        after("signed by the first key", certificate("log", "log-2", generation=2, size=20), wrong),
+        after("for another purpose", cose("log-1", "keyservice-receipt", cbor({})), wrong),
+        after("of another keyservice, by the right key", certificate("log-1", "log-2", ks=root, generation=2, size=20)),
+        after("a generation left out", certificate("log-1", "log-2", generation=3, size=20)),
+        after("the same generation again", certificate("log-1", "log-2", size=20)),
+        after("not after the one before", certificate("log-1", "log-2", generation=2, size=10)),
+        after("a time before", certificate("log-1", "log-2", generation=2, size=20, time=1)),
+        after("an earlier key again", certificate("log-1", "log", generation=2, size=20)),
+        after("generation 16", certificate("log-1", "log-2", generation=16, size=20), "field-range"),
+    ]
+
+
 FILES: dict[str, Callable[[Any], list[Case]]] = {
     "cbor": vectors_cbor,
     "primitives": vectors_primitives,
@@ -451,6 +510,7 @@ FILES: dict[str, Callable[[Any], list[Case]]] = {
     "model": vectors_model,
     "witness": vectors_witness,
     "replicas": vectors_replicas,
+    "log_keys": vectors_log_keys,
 }
 
 

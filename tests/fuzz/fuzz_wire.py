@@ -278,6 +278,13 @@ def notes(data: bytes) -> None:
         value = cbor.decode(data, limit=8192, what="x")
         if isinstance(value, list):
             checkpoint.read_cosignatures(value)
+    with contextlib.suppress(CloisterError):
+        found = log_keys.FollowLogKeys.decode(data)
+        assert found.encode() == data
+    for item in (data, cose.sign1(KEY, Context.LOG_KEY_CERTIFICATE, data)):
+        with contextlib.suppress(CloisterError):
+            keys = log_keys.LogKeys(KEY.public_key).then(item)
+            assert log_keys.LogKeys.read(keys.items()) == keys
 
 
 def log(data: bytes) -> None:

@@ -79,6 +79,7 @@ SCRUB_PAUSE: Final = 9.0  # times as long as it took: a tenth of one processor
 MAX_STORE_RECORD: Final = 2 * MIB  # twice the largest that is written
 MAX_STORE_REPLY: Final = 8 * MIB  # a page of records and one more, in hexadecimal
 STORE_PAGE_ROWS: Final = 1_024  # records that are asked for at a time, and
+STORE_STATEMENT_ROWS: Final = 4_096  # records that one statement writes: it takes a second at most
 STORE_PAGE_BYTES: Final = MIB  # what they may be together; one record at least
 STORE_DEADLINE_S: Final = 10.0  # for reading or writing once, a new connection included
 STORE_STATEMENT_S: Final = 8.0  # the server gives a statement up before we do

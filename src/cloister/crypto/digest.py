@@ -64,7 +64,7 @@ class Context(StrEnum):
     KEYRING = "cloister/v1/client-keyring"
     LOG_LEAF = "cloister/v1/log-leaf"
     LOG_KEY = "cloister/v1/log-key"
-    LOG_KEYS = "cloister/v1/keyservice-log-keys"
+    LOG_KEYS = "cloister/v1/log-keys"
     LOG_KEY_CERTIFICATE = "cloister/v1/log-key-certificate"
     STORE_KEY = "cloister/v1/store-key"
     STORE_RECORD = "cloister/v1/store-record"

@@ -12,7 +12,7 @@ from typing import Final
 from cloister.base.errors import InvalidInput, Tampered
 from cloister.base.limits import MAX_CHECKPOINT, MAX_ENTRY, MAX_LEAVES, MAX_LOG_KEYS, MAX_WITNESSES
 from cloister.crypto.digest import same
-from cloister.log.entry import Entry, entry_leaf
+from cloister.log.entry import ROTATION, Entry, entry_leaf
 from cloister.log.merkle import HASH_LENGTH, MAX_PROOF, MerkleTree, verify_inclusion
 from cloister.log.receipt import Receipt, read_proof
 from cloister.log.witness import valid_cosignatures
@@ -173,6 +173,7 @@ def verify_export(data: bytes, *, witnesses: Collection[bytes] = (), threshold: 
             if not same(tree.root(certificate.size), certificate.root):
                 raise Tampered("log-fork", "a log key was retired at another history than the one of these leaves")
     entries = _check_entries(opened, header.head, tree)
+    _check_rotations(entries, header.log_keys)
     found = valid_cosignatures(header.keyservice, header.head, witnesses)
     if len(found) < threshold:
         raise Tampered(
@@ -213,6 +214,14 @@ def _check_entries(opened: list[OpenedEntry], head: LogHead, tree: MerkleTree | 
             raise Tampered("log-order", f"entry {item.index} is of a time before entry {entries[-1][0]}")
         entries.append((item.index, entry))
     return tuple(entries)
+
+
+def _check_rotations(entries: tuple[tuple[int, Entry], ...], log_keys: LogKeys) -> None:
+    """What opened entries say of the log keys is what the header says."""
+    named = {found.size: encoded for found, encoded in zip(log_keys.certificates, log_keys.encoded, strict=True)}
+    for index, entry in entries:
+        if (entry.body if entry.kind == ROTATION else None) != named.get(index):
+            raise Tampered("log-fork", f"entry {index} and the head of the exported log name different log keys")
 
 
 def _record(value: dict[str, object]) -> bytes:

@@ -26,7 +26,7 @@ from cloister.keyservice.root import Root, decode_root, keep_root, open_root, ro
 from cloister.keyservice.rotation import newer, rotate_root, settled_root, stored
 from cloister.keyservice.storage.chain import chain_link
 from cloister.keyservice.storage.sealed import SealedStore
-from cloister.log.export import ExportHeader, verify_export, write_export
+from cloister.log.export import ExportHeader, OpenedEntry, verify_export, write_export
 from cloister.log.receipt import Receipt, check_statement_receipt, verify_receipt
 from cloister.runtime.keys import RuntimeSession
 from cloister.runtime.stages import Timings
@@ -463,6 +463,7 @@ def test_s7_a_witness_follows_only_what_goes_on_from_what_it_signed(world: World
     size, root = newest.size + 1, b"x" * 32
     for keys, at, old, expected in (
         (early, size, newest.size, "log-fork"),
+        (early, newest.size, newest.size, "log-fork"),  # over the very head that was signed, by a key named before it
         (other_root, size, newest.size, "log-fork"),
         (good, newest.size, newest.size, "witness-not-signed"),  # not beyond where the new key begins
     ):
@@ -776,6 +777,10 @@ def test_s7_exports_under_two_successors_of_one_key_are_a_fork(single: World) ->
     )
     sound = verify_export(b"".join(write_export(by_old, leaves, [])))  # the thief leaves the certificate out,
     verified.check_same_history(sound)  # over the very same history
+    opened = OpenedEntry(size, world.ks.assembled.ledger.entries([size])[0][1])
+    verify_export(b"".join(write_export(header, leaves, [opened])))
+    for lie in (forged, by_old):  # and the log's own entry says otherwise to whoever opens it
+        assert code(lambda lie=lie: verify_export(b"".join(write_export(lie, leaves, [opened])))) == "log-fork"
     assert code(lambda: ExportHeader.read(replace(header, checkpoint=by_old.checkpoint).fields())) == (
         "signature-invalid"
     )

@@ -189,6 +189,44 @@ def test_dropped_secrets_are_gone(disk: Disk) -> None:
     assert disk.tables()[SECRETS] == {}
 
 
+def test_another_key_takes_over_with_all_that_lives(disk: Disk) -> None:
+    """Entries stay as they were written; head, proof and secrets are under the new key, and what is derived is gone."""
+    fill(disk)
+    store, before = disk.loaded()
+    store.append([], proof=b"proof")
+    store.snapshots.finish(
+        store.snapshots.put_part(store.snapshots.begin(bytes(32), 6, store.link(6), bytes(32)), b"x")
+    )
+    lived, old = dict(store.secrets()), disk.tables() if isinstance(disk, Memory) else None
+    other = SecretBytes(b"o" * 32)
+    store.rekey(other, NewEntry(b"the rotation"))
+    disk.close()
+    tables = disk.tables()
+    assert not tables[SNAPSHOTS]
+    assert not tables[BLOCKS]
+    if old is not None:
+        assert {index: tables[ENTRIES][index] for index in range(6)} == old[ENTRIES]
+        assert not set(tables[SECRETS].values()) & set(old[SECRETS].values())
+    again = SealedStore(disk.rows(), other, ID, ((6, KEY),))
+    assert again.belongs()
+    assert list(again.load()) == [*before, b"the rotation"]
+    assert dict(again.secrets()) == lived
+    assert again.proof() == b"proof"
+    again.append([NewEntry(b"after it", SecretBytes(b"7" * 32))])
+    assert [again.read(index) for index in (0, 6, 7)] == [b"entry 0", b"the rotation", b"after it"]
+    disk.close()
+    behind = SealedStore(disk.rows(), KEY, ID)
+    assert not behind.belongs()
+    with pytest.raises(Tampered, match="store-record"):
+        list(behind.load())
+    disk.close()
+    for earlier in ((), ((5, KEY),), ((7, KEY),), ((6, other),)):
+        wrong = SealedStore(disk.rows(), other, ID, earlier)
+        with pytest.raises(Tampered, match=r"store-record|store-generation"):
+            list(wrong.load())
+        disk.close()
+
+
 def test_nothing_lies_there_in_the_clear(disk: Disk) -> None:
     fill(disk)
     for rows in disk.tables().values():

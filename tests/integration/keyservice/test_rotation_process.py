@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +14,15 @@ from cloister.keyservice.app import ROOT_FILE
 from cloister.keyservice.rotation import newer
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person
+from cloister.testing.postgres import PostgresServer
 from cloister.wire import calls
 
 # Each replaces one function by one that dies before or after it does what it does.
 STEPS = {
     "before the new root is written": ("rotation.keep_root = die", 0),
     "after it is written": ("rotation.keep_root = then_die(rotation.keep_root)", 0),
-    "before the transaction": ("SqliteRows.write = die", 0),
-    "after the transaction": ("SqliteRows.write = then_die(SqliteRows.write)", 1),
+    "before the transaction": ("Rows.write = die", 0),
+    "after the transaction": ("Rows.write = then_die(Rows.write)", 1),
     "before the new root takes its place": ("rotation.replace_root = die", 1),
     "after that": ("rotation.replace_root = then_die(rotation.replace_root)", 1),
     "never": ("", 1),
@@ -29,7 +31,10 @@ PROGRAM = """
 import os, sys
 from cloister.cli.main import main
 from cloister.keyservice import rotation
-from cloister.keyservice.storage.sqlite import SqliteRows
+if "--store" in sys.argv:
+    from cloister.keyservice.storage.postgres.rows import PostgresRows as Rows
+else:
+    from cloister.keyservice.storage.sqlite import SqliteRows as Rows
 def die(*_):
     os._exit(9)
 def then_die(call):
@@ -49,8 +54,17 @@ def process(tmp_path: Path) -> Iterator[KeyServiceProcess]:
     process.kill()
 
 
-def rotate(process: KeyServiceProcess, step: str) -> int:
-    arguments = ["keyservice", "rotate-root", "--state", str(process.state)]
+@pytest.fixture
+def on_postgres(tmp_path: Path, postgres: PostgresServer) -> Iterator[KeyServiceProcess]:
+    schema = f"t{secrets.token_hex(6)}"
+    process = KeyServiceProcess(tmp_path, store=postgres.url(schema))
+    yield process
+    process.kill()
+    postgres.sql(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+def rotate(process: KeyServiceProcess, step: str, *store: str) -> int:
+    arguments = ["keyservice", "rotate-root", "--state", str(process.state), *store]
     arguments += ["--simulation-key", str(process.key_file), "--configuration", str(process.configuration)]
     program = PROGRAM.replace("STEP", step)
     done = subprocess.run(  # ourselves
@@ -61,14 +75,23 @@ def rotate(process: KeyServiceProcess, step: str) -> int:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_s7_killed_anywhere_it_is_rotated_or_not_and_goes_on(process: KeyServiceProcess, step: str) -> None:
+    killed(process, step)
+
+
+@pytest.mark.parametrize("step", ["before the transaction", "after the transaction", "never"])
+def test_s7_killed_anywhere_over_a_database_likewise(on_postgres: KeyServiceProcess, step: str) -> None:
+    killed(on_postgres, step, *on_postgres.arguments)
+
+
+def killed(process: KeyServiceProcess, step: str, *store: str) -> None:
     process.start()
     before = HttpCaller(process.address)
     person = Person(process.root.id, process.clock)
     before.call(calls.STATEMENT, person.register())
-    assert rotate(process, "") == 1  # it runs
+    assert rotate(process, "", *store) == 1  # it runs
     process.stop()
     patch, generation = STEPS[step]
-    assert rotate(process, patch) == (9 if patch else 0)
+    assert rotate(process, patch, *store) == (9 if patch else 0)
     process.start()
     after = HttpCaller(process.address)
     assert after.description.keyservice == before.description.keyservice

@@ -19,7 +19,9 @@ from cloister.keyservice.root import decode_root, root_of
 from cloister.log import replication
 from cloister.log.witness import Witnessed, judge
 from cloister.wire import bhttp, calls, cbor, envelope, handover, manifest, padding, statements
+from cloister.wire.cbor import Fields
 from cloister.wire.checkpoint import AddCheckpoint, SignedNote, cosignature_line, parse_cosignatures
+from cloister.wire.log_keys import LogKeys
 
 VECTORS = Path(__file__).parents[3] / "vectors"
 Case = dict[str, Any]
@@ -168,6 +170,23 @@ def test_replicas(case: Case) -> None:
             assert (pull.size, rows.rows) == (case["size"], ((raw(case, "record"), b""),))
             assert rows.standing.leads
             assert rows.standing.term == pull.term
+
+
+@pytest.mark.parametrize("case", cases("log_keys"))
+def test_log_keys(case: Case) -> None:
+    with Expect(case):
+        items = [bytes.fromhex(item) for item in case["log_keys"]]
+        fields = Fields({"log_key": raw(case, "log_key"), "log_keys": items}, "it")
+        keys = LogKeys.take(fields, raw(case, "ks"))
+        assert [[size, keys.all.index(keys.signer(size))] for size, _ in case["signers"]] == case["signers"]
+        bound = calls.keyservice_report_data(
+            epoch=raw(case, "epoch"),
+            call_key=raw(case, "call_key"),
+            log_keys=keys,
+            configuration=raw(case, "configuration"),
+            bundle_digest=raw(case, "bundle"),
+        )
+        assert bound == raw(case, "report_data")
 
 
 @pytest.mark.parametrize("case", cases("witness"))

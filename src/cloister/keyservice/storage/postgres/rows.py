@@ -27,6 +27,7 @@ from cloister.base.limits import (
     STORE_PAGE_ROWS,
     STORE_RECONNECT_S,
     STORE_RETRY_S,
+    STORE_STATEMENT_ROWS,
 )
 from cloister.keyservice.storage.migrations import NEWEST, Dialect, pending
 from cloister.keyservice.storage.port import TABLES, Row, StoreFacts
@@ -180,9 +181,11 @@ class PostgresRows:
             rows = {row.index: row.record for row in put if row.table == table}
             if any(len(record) > MAX_STORE_RECORD for record in rows.values()):
                 raise AssertionError("a record is longer than any may be")
-            if rows:
-                sql = _PUT.format(table=self._table(table))
-                session.run(sql, indices=list(rows), records=list(rows.values()))
+            sql = _PUT.format(table=self._table(table))
+            indices = list(rows)
+            for at in range(0, len(indices), STORE_STATEMENT_ROWS):  # a rotation replaces all secrets at once
+                part = indices[at : at + STORE_STATEMENT_ROWS]
+                session.run(sql, indices=part, records=[rows[index] for index in part])
             gone = [index for name, index in drop if name == table]
             if gone:
                 sql = f"DELETE FROM {self._table(table)} WHERE idx = ANY(CAST(:indices AS bigint[]))"  # noqa: S608
