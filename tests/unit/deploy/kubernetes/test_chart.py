@@ -21,6 +21,7 @@ from cloister.control.gateway import configuration
 from cloister.control.gateway.keda import read_scaled_object
 from cloister.control.gateway.scaler import POLICIES
 from cloister.keyservice.settings import Settings
+from cloister.keyservice.storage.postgres.url import parse_url
 from cloister.platforms.kubernetes.rbac import KUBERNETES, Rule
 
 helm = pytest.importorskip("helm_python", reason="no Helm: uv sync --inexact --group deploy")
@@ -455,6 +456,42 @@ def test_replicas_are_as_many_as_the_measured_configuration_says(render: Render,
     found, init, run = keyservice(0)
     assert found["spec"]["replicas"] == 1
     assert not [word for word in (*init, *run) if word.startswith(("--peer", "--replica", "--keyservice="))]
+
+
+def test_each_replica_has_a_namespace_of_the_database(render: Render, trial: dict[str, Any]) -> None:
+    def keyservice(replicas: int, **database: str) -> tuple[dict[str, Any], list[dict[str, Any]], set[int]]:
+        given = {"keyservice": {"configuration": {"replicas": replicas}, "database": database}}
+        objects = render(trial, given)
+        spec = of(objects, "StatefulSet")["prod-cloister-keyservice"]["spec"]["template"]["spec"]
+        egress = of(objects, "NetworkPolicy")["prod-cloister-keyservice"]["spec"]["egress"]
+        ports = {port["port"] for rule in egress for port in rule["ports"]}
+        return spec, [spec["initContainers"][-1], spec["containers"][0]], ports
+
+    url = "postgresql://ks@db.example:5433/cloister?sslrootcert=/database/ca.crt"
+    spec, both, ports = keyservice(3, url=url, secret="db")
+    for container in both:
+        (store,) = [word for word in container["args"] if word.startswith("--store=")]
+        assert store == f"--store={url}&schema=replica$(REPLICA)&password_file=/database/password"
+        assert parse_url(store.removeprefix("--store=").replace("$(REPLICA)", "2")).schema == "replica2"
+        assert [item["name"] for item in container["env"]] == ["REPLICA"]
+        assert {"name": "database", "mountPath": "/database", "readOnly": True} in container["volumeMounts"]
+    assert [item["secret"]["secretName"] for item in spec["volumes"] if item["name"] == "database"] == ["db"]
+    assert 5432 in ports
+    _, both, _ = keyservice(0, url="postgresql://ks@db.example/cloister")
+    for container in both:
+        assert "--store=postgresql://ks@db.example/cloister?schema=replica0" in container["args"]
+        assert "env" not in container
+    _, both, ports = keyservice(3)
+    assert 5432 not in ports
+    assert not [word for container in both for word in container["args"] if word.startswith("--store")]
+    for wrong in (
+        {"url": "postgresql://ks:hunter2@db.example/cloister"},
+        {"url": "postgresql://ks@db.example/cloister?schema=mine"},
+        {"url": "mysql://ks@db.example/cloister"},
+        {"secret": "db"},
+    ):
+        with pytest.raises(Exception, match="database"):
+            keyservice(3, **wrong)
 
 
 @pytest.mark.usefixtures("quick_schemas")
