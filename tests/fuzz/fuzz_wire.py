@@ -289,7 +289,8 @@ def notes(data: bytes) -> None:
 
 def log(data: bytes) -> None:
     """Entries and what is in them, receipts, proofs."""
-    for kind in (entry.Entry, entry.Genesis, entry.ReleaseRecord, entry.ServiceKeyEpoch):
+    kinds = (entry.Entry, entry.Genesis, entry.ReleaseRecord, entry.ServiceKeyEpoch)
+    for kind in (*kinds, entry.BundleRecord, entry.HandOverRecord):
         same(kind.decode, lambda found: found.encode())(data)
     signed_receipt(data)
     hashes = [data[at : at + 32] for at in range(3, len(data), 32)]

@@ -10,7 +10,16 @@ from cloister.base.errors import CloisterError, InvalidInput, Tampered
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.log.entry import STATEMENT, Entry, Genesis, ReleaseRecord, ServiceKeyEpoch, sealed_release_parties
+from cloister.log.entry import (
+    STATEMENT,
+    BundleRecord,
+    Entry,
+    Genesis,
+    HandOverRecord,
+    ReleaseRecord,
+    ServiceKeyEpoch,
+    sealed_release_parties,
+)
 from cloister.log.merkle import MerkleTree
 from cloister.log.receipt import Receipt, check_statement_receipt, verify_receipt
 from cloister.wire import cbor
@@ -100,6 +109,13 @@ def test_records_round_trip() -> None:
     for manifest in (None, b"m" * 32):
         epoch = ServiceKeyEpoch(model, manifest, b"p" * 32, 1, b"k" * 1216, 5, 6)
         assert ServiceKeyEpoch.decode(epoch.encode()) == epoch
+    named = BundleRecord(3, b"d" * 32, b"a signed bundle")
+    assert BundleRecord.decode(named.encode()) == named
+    given = HandOverRecord("sgx", {"mrenclave": b"m" * 32, "mrsigner": b"s" * 32}, b"c" * 32, b"d" * 32, 3)
+    assert HandOverRecord.decode(given.encode()) == given
+    for measurements in ({1: b"m"}, {"mrenclave": "m"}):
+        with pytest.raises(InvalidInput, match="field-type"):
+            HandOverRecord.decode(replace(given, measurements=measurements).encode())  # type: ignore[arg-type]
     genesis = Genesis(b"k" * 32, b"l" * 32, b"\xa0")
     assert Genesis.decode(genesis.encode()) == genesis
     assert Entry.decode(ENTRIES[1].encode()) == ENTRIES[1]
