@@ -52,6 +52,7 @@ class Cluster:
     """``count`` replicas and three witnesses, of which two must sign. Replica 0 made the log.
 
     :param patience_s: how long an entry waits for its confirmation. :param block_entries: of a block of their stores.
+    :param settings: further ones of each, as ``EmbeddedKeyService`` takes them.
     :param ahead_s: by which the wall clocks of replicas, by number, are ahead of the world's.
     :ivar live: the replicas that run, by number. :ivar disks: what they left on their disks.
     :ivar cut: pairs (from, to) between which nothing passes.
@@ -66,6 +67,7 @@ class Cluster:
         patience_s: float = 0.4,
         block_entries: int = BLOCK_ENTRIES,
         ahead_s: dict[int, float] | None = None,
+        **settings: Any,
     ) -> None:
         self.clock = FakeClock()
         self.count = count
@@ -79,6 +81,7 @@ class Cluster:
         self.live: dict[int, EmbeddedKeyService] = {}
         self.cut: set[tuple[int, int]] = set()
         self.ahead_s = ahead_s or {}
+        self.settings = settings
         self.tap: Callable[[int, int, bytes, bytes], bytes] = lambda _from, _to, _request, answer: answer
         for number in range(count):
             self.start(number)
@@ -91,7 +94,7 @@ class Cluster:
             self.disks[number] = disk
         settings: dict[str, Any] = {"replicas": self.count, **witnessed(self.witnesses, 2)}
         settings["block_entries"] = self.block_entries
-        settings |= {"empty": number != 0 or disk is not None, **changes}
+        settings |= {"empty": number != 0 or disk is not None, **self.settings, **changes}
         ks = EmbeddedKeyService(
             clock=ShiftedClock(self.clock, self.ahead_s.get(number, 0.0)),
             world=ShiftedClock(self.clock, -7200.0),  # the trust bundle was signed two hours ago

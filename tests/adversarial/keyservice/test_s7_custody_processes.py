@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cloister.testing.embedded import attest_request
 from cloister.testing.keyservice_clone import snapshot
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person, simulation_policy
+from cloister.testing.postgres import PostgresServer
 from cloister.testing.tee import SimulatedTee
 from cloister.testing.witness import WitnessProcess
 from cloister.wire import calls, provisioning
@@ -107,8 +109,9 @@ class Waiting:
 class Scene:
     """A KeyService with a witness and three custodians, two of whom bring it back; a release succeeds."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str | None = None) -> None:
         self.folder = folder
+        self.store = store
         self.custodians = [folder / f"custodian{number}" / "key" for number in range(3)]
         self.passphrases = {self.custodians[2]: "correct horse"}
         made = [cloister("custodian", "keygen", "--key", str(key), **self._environment(key)) for key in self.custodians]
@@ -131,6 +134,7 @@ class Scene:
             settings=self.settings,
             arguments=self.arguments,
             custodians=Custodians({custodian_id(key): key for key in keys}),
+            store=store,
         )
         self.processes = [self.process]
         self.callers: list[HttpCaller] = []
@@ -201,6 +205,7 @@ class Scene:
         return Waiting(
             *("--state", str(state), "--simulation-key", str(place / "platform"), "--bundle", str(self.bundle)),
             *("--configuration", str(place / "keyservice.toml"), "--keyservice", self.process.root.id.hex()),
+            *(() if self.store is None else ("--store", self.store)),
             *more,
             sealed=sealed,
         )
@@ -220,6 +225,7 @@ class Scene:
             arguments=self.arguments,
             state=state,
             platform=ELSEWHERE,
+            store=self.store,
         )
         self.processes.append(process)
         process.start()
@@ -323,6 +329,22 @@ def test_s2_s7_the_machine_is_lost_just_after_its_root_was_rotated(scene: Scene)
     back = scene.run(state)
     assert scene.release(scene.caller(back)).key == REQUEST
     assert cloister("keyservice", "status", "--state", str(state))["generation"] == 1
+
+
+def test_s2_s7_only_the_database_is_left(tmp_path: Path, postgres: PostgresServer) -> None:
+    """Nothing is restored: the machine is gone, and what it needs lies with its records."""
+    schema = f"t{secrets.token_hex(6)}"
+    scene = Scene(tmp_path, postgres.url(schema))
+    try:
+        scene.lose()
+        waiting = scene.recover(tmp_path / "new")
+        for number in (0, 2):
+            assert scene.answer(number, waiting.address, "--yes")["given"]
+        assert waiting.end()[0] == 0
+        assert scene.release(scene.caller(scene.run(tmp_path / "new"))).key == REQUEST
+    finally:
+        scene.close()
+        postgres.sql(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
 
 
 def test_s7_a_backup_from_before_a_revocation_is_brought_back_and_releases_nothing(scene: Scene) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import final
 
@@ -30,7 +31,7 @@ class Restoring:
 
     :param expected: id of the only KeyService to bring back; ``None``: whichever it is.
     :raises Refused: ``state-exists``; ``keyservice-other``.
-    :raises Unavailable: ``recovery-record-missing``, ``custodians-extra-missing``.
+    :raises Unavailable: ``state-unwritable``, ``recovery-record-missing``, ``custodians-extra-missing``.
     :raises CloisterError: as :class:`Asking`; a malformed record.
     """
 
@@ -54,6 +55,12 @@ class Restoring:
         self._bundle = bundle
         if self._path.exists():
             raise Refused("state-exists", f"{self._path} exists already", hint="Run it: this machine has a root.")
+        try:  # before anybody is called
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable("state-unwritable", f"{state} cannot be made: {error.strerror}") from error
+        if not os.access(state, os.W_OK | os.X_OK):
+            raise Unavailable("state-unwritable", f"{state} cannot be written: the root is to be kept there")
         sharing.require()
         data = recovery_record(rows)
         if not data:
