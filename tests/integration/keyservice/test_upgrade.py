@@ -1,9 +1,10 @@
-"""Three replicas, all processes, become another build with another configuration, while callers notice nothing."""
+"""KeyServices, all processes, become another build or get another configuration; of replicas callers notice nothing."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,9 +19,11 @@ import pytest
 from cloister.adapters.http.blocking import HttpClient
 from cloister.adapters.keyservice import BUNDLE_PATH, HttpTransport, KeyServiceLink, VolatileHeads
 from cloister.attest.bundle import TrustBundle, open_bundle
+from cloister.attest.policy_toml import format_policy
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_BUNDLE
 from cloister.base.secret import SecretBytes
+from cloister.cli.main import main
 from cloister.client.audit import describe
 from cloister.client.client import Client
 from cloister.client.identity import create_identity
@@ -28,8 +31,10 @@ from cloister.log.entry import BUNDLE, HAND_OVER, Entry
 from cloister.runtime.keys import RuntimeSession
 from cloister.runtime.stages import Timings
 from cloister.testing.collateral import NoCollateral
-from cloister.testing.people import simulation_policy
+from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
+from cloister.testing.people import Person, simulation_policy
 from cloister.testing.replica_processes import Build, ReplicaProcesses
+from cloister.wire import calls
 from cloister.wire.provisioning import ReleaseRequest
 from cloister.wire.statements import REQUEST_KEY, Consent, DefinePolicy, Grant, PublishModel, Validity, key_commitment
 
@@ -227,3 +232,77 @@ def test_three_replicas_become_another_build_and_no_request_is_refused(replicas:
     replicas.leader()
     world.owner.close()
     world.http.close()
+
+
+def test_a_single_keyservice_is_carried_over_as_the_how_to_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*words: object) -> dict[str, Any]:
+        assert main([*map(str, words), "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    signer, bundle = tmp_path / "root.key", tmp_path / "bundle.cbor"
+    pinned = f'bundle_root = "{said("bundle", "key", "--output", signer)["bundle_root"]}"\n'
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    old = KeyServiceProcess(tmp_path / "old", settings=pinned, arguments=("--bundle", str(bundle)))
+    following = tmp_path / "new" / "keyservice.toml"
+    following.write_text(f"{pinned}lease_s = 30\n")
+    common = ("--simulation-key", old.key_file, "--configuration")
+    first = said("keyservice", "measure", *common, old.configuration)
+    second = said("keyservice", "measure", *common, following)
+    assert second["successor"] == f"{second['measurement']}:{second['configuration']}" != first["successor"]
+
+    def sign(version: int, *builds: dict[str, Any], successors: tuple[str, ...] = ()) -> None:
+        policy = tmp_path / f"policy-{version}.toml"
+        digests = [bytes.fromhex(build["configuration"]) for build in builds]
+        code = bytes.fromhex(builds[0]["measurement"])
+        policy.write_text(format_policy(simulation_policy(code, configuration=digests)))
+        words = ["--root-key", signer, "--policy", policy, "--name", "alone", "--days", 1, "--version", version]
+        words += ["--accept-rollback-unsafe", "--insecure-simulation-key", old.platform.public_key.hex()]
+        words += [word for successor in successors for word in ("--successor", successor)]
+        made = said("bundle", "sign", *words, "--output", tmp_path / "next.cbor")
+        assert made["successors"] == list(successors)
+        (tmp_path / "next.cbor").replace(bundle)
+
+    sign(1, first)
+    old.start()
+    caller = HttpCaller(old.address)
+    person = Person(old.root.id, old.clock)
+    caller.call(calls.STATEMENT, person.register())
+    state = tmp_path / "new" / "state"
+    joining = ("keyservice", "join", "--state", state, *common, following, "--bundle", bundle, "--from", old.address)
+    assert main([*map(str, joining)]) == 1
+    capsys.readouterr()
+    sign(2, first, second, successors=(second["successor"],))
+    until = time.monotonic() + 60
+    while caller.get(BUNDLE_PATH, limit=MAX_BUNDLE) != bundle.read_bytes():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert said(*joining)["keyservice"] == old.root.id.hex()
+    caller.close()
+    assert old.stop() == 0
+    for path in old.state.glob("store.sqlite*"):
+        shutil.copy2(path, state)
+    new = KeyServiceProcess(
+        tmp_path / "new", settings=following.read_text(), arguments=("--bundle", str(bundle)), state=state
+    )
+    try:
+        new.start()
+        caller = HttpCaller(new.address)
+        assert caller.call(calls.QUERY, person.query("whoami", {}))["id"] == person.id
+        asked = said("keyservice", "status", "--address", new.address)
+        assert asked["configuration"] == second["configuration"]
+        assert asked["bundle"] == said("bundle", "show", bundle, "--bundle-root", _root(pinned))["digest"]
+        items = caller.call(calls.QUERY, person.query("keyservice-events", {}))["items"]
+        seen = [describe(item["index"], Entry.decode(item["entry"])) for item in items]
+        assert [event["kind"] for event in seen][-2:] == [BUNDLE, HAND_OVER]
+        assert seen[-1]["configuration_digest"] == second["configuration"]
+        caller.close()
+    finally:
+        new.kill()
+
+
+def _root(line: str) -> str:
+    return line.split('"')[1]
