@@ -1,22 +1,25 @@
 """Three replicas of a KeyService under load, each killed in turn: what callers notice, and what is lost.
 
-    python benchmarks/keyservice_faults.py [--seconds 10] [--rounds 1] [--pairs 2] [--plot FILE]
+    python benchmarks/keyservice_faults.py [--seconds 10] [--rounds 1] [--pairs 2] [--pause] [--postgres] [--plot FILE]
 
 Three replicas and three witnesses are processes on this machine, asked over HTTP. For each pair of owner and user four
 people grant, revoke and consent, and two runtimes ask for keys, one call after the other, each waiting for its answer.
 Every ``--seconds`` one replica is killed (kill -9), whoever leads; as long after, it is started again. With
-``--pause`` it is stopped (SIGSTOP) instead, and goes on. In the end every acknowledgement is looked for in the log,
-and the history of all calls is checked to be linearizable.
+``--pause`` it is stopped (SIGSTOP) instead, and goes on. With ``--postgres`` all three keep their records in one server
+of PostgreSQL, which is killed and started again in the end, and then restarted in order. At last every acknowledgement
+is looked for in the log, and the history of all calls is checked to be linearizable.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,12 @@ from cloister.attest.bundle import open_bundle
 from cloister.testing.people import Person, simulation_policy
 from cloister.testing.permission_links import LinkCaller, OverHttp
 from cloister.testing.permissions import Denied, Granted, Released, Revoked, Storm
+from cloister.testing.postgres import PostgresServer
 from cloister.testing.replica_processes import ReplicaProcesses
 
 WITHIN_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 Calls = list[tuple[float, float, bool]]
+Faults = list[dict[str, Any]]
 
 
 def storm(world: ReplicaProcesses, client: HttpClient, pairs: int) -> tuple[Storm, LinkCaller]:
@@ -46,7 +51,7 @@ def storm(world: ReplicaProcesses, client: HttpClient, pairs: int) -> tuple[Stor
     return Storm(people, connect, policies, pairs=pairs, reads=False), connect()
 
 
-def silences(calls: Calls, faults: list[dict[str, Any]], end: float) -> None:
+def silences(calls: Calls, faults: Faults, end: float) -> None:
     """Adds to each fault how long nobody had an answer while it lasted, and how many calls came to nothing."""
     answered = sorted(returned for _, returned, good in calls if good)
     for number, fault in enumerate(faults):
@@ -56,10 +61,44 @@ def silences(calls: Calls, faults: list[dict[str, Any]], end: float) -> None:
         fault["failed"] = sum(not good for called, returned, good in calls if called < until and returned > fault["at"])
 
 
-def measured(seconds: float, rounds: int, pairs: int, *, pause: bool) -> tuple[dict[str, Any], Calls, list[Any]]:
-    faults: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        world = ReplicaProcesses(Path(folder))
+class Scene:
+    """Three replicas, the load on them, and what was done to them, with the time."""
+
+    def __init__(self, world: ReplicaProcesses, seconds: float) -> None:
+        self.world = world
+        self.seconds = seconds
+        self.faults: Faults = []
+
+    def does(self, what: str, act: Callable[[], object]) -> None:
+        """One fault, or its end, and time for it to be felt."""
+        self.faults.append({"what": what, "at": time.monotonic()})
+        act()
+        time.sleep(self.seconds)
+
+    def kill(self, number: int) -> None:
+        led = self.world.role(number)["role"] == "leader"
+        self.does(f"{'leader' if led else 'follower'} killed", self.world.replicas[number].kill)
+        self.does("started again", lambda: self.world.start(number))
+
+    def pause(self, number: int) -> None:
+        led = self.world.role(number)["role"] == "leader"
+        process = self.world.replicas[number].process
+        assert process is not None
+        pid = process.pid
+        self.does(f"{'leader' if led else 'follower'} stopped", lambda: os.kill(pid, signal.SIGSTOP))
+        self.does("goes on", lambda: os.kill(pid, signal.SIGCONT))
+
+    def database(self, server: PostgresServer) -> None:
+        self.does("database killed", server.kill)
+        self.does("started again", server.start)
+        self.does("database restarted", server.restart)
+
+
+def measured(seconds: float, rounds: int, pairs: int, *, pause: bool, postgres: bool) -> tuple[Any, Calls, Faults]:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        server = stack.enter_context(PostgresServer()) if postgres else None
+        stores = [server.url(f"replica{number}") for number in range(3)] if server else ()
+        world = ReplicaProcesses(Path(folder), stores=stores)
         client = HttpClient(world.clock)
         try:
             world.start_all()
@@ -67,23 +106,11 @@ def measured(seconds: float, rounds: int, pairs: int, *, pause: bool) -> tuple[d
             load.begin()
             began = time.monotonic()
             time.sleep(seconds)
+            scene = Scene(world, seconds)
             for number in [*range(3)] * rounds:
-                led = world.role(number)["role"] == "leader"
-                what = "stopped" if pause else "killed"
-                process = world.replicas[number].process
-                assert process is not None
-                faults.append({"what": f"{'leader' if led else 'follower'} {what}", "at": time.monotonic()})
-                if pause:
-                    os.kill(process.pid, signal.SIGSTOP)
-                else:
-                    world.replicas[number].kill()
-                time.sleep(seconds)
-                faults.append({"what": "goes on" if pause else "started again", "at": time.monotonic()})
-                if pause:
-                    os.kill(process.pid, signal.SIGCONT)
-                else:
-                    world.start(number)
-                time.sleep(seconds)
+                (scene.pause if pause else scene.kill)(number)
+            if server is not None:
+                scene.database(server)
             end = time.monotonic()
             history = load.end()
             world.leader()
@@ -92,6 +119,7 @@ def measured(seconds: float, rounds: int, pairs: int, *, pause: bool) -> tuple[d
         finally:
             client.close()
             world.close()
+    faults = scene.faults
     calls = [call for call in history.calls if call[0] >= began]
     silences(calls, faults, end)
     good = [returned - called for called, returned, answered in calls if answered]
@@ -116,7 +144,7 @@ def measured(seconds: float, rounds: int, pairs: int, *, pause: bool) -> tuple[d
     return found, [(called - began, returned - began, good) for called, returned, good in calls], faults
 
 
-def plot(calls: Calls, faults: list[dict[str, Any]], where: Path) -> None:
+def plot(calls: Calls, faults: Faults, where: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -135,9 +163,9 @@ def plot(calls: Calls, faults: list[dict[str, Any]], where: Path) -> None:
     below.set_yscale("log")
     below.set_ylabel("took, seconds")
     below.set_xlabel("seconds")
-    below.legend(loc="lower right", fontsize=8)
+    below.legend(loc="upper left", fontsize=8)
     for fault in faults:
-        down = "killed" in fault["what"] or "stopped" in fault["what"]
+        down = any(word in fault["what"] for word in ("killed", "stopped", "restarted"))
         for axes in (above, below):
             axes.axvline(fault["at"], color="#cc3311" if down else "#228833", linewidth=0.8, linestyle="--")
         above.text(
@@ -155,9 +183,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--pause", action="store_true")
+    parser.add_argument("--postgres", action="store_true")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    found, calls, faults = measured(options.seconds, options.rounds, options.pairs, pause=options.pause)
+    found, calls, faults = measured(
+        options.seconds, options.rounds, options.pairs, pause=options.pause, postgres=options.postgres
+    )
     print(json.dumps(found, indent=2))
     print(f"{'at s':>6} {'what':18} {'silent s':>9} {'calls failed':>13}")
     for fault in faults:

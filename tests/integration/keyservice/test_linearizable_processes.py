@@ -18,6 +18,7 @@ from cloister.testing.keyservice_process import KeyServiceProcess
 from cloister.testing.people import Person, simulation_policy
 from cloister.testing.permission_links import LinkCaller, OverHttp
 from cloister.testing.permissions import Denied, Granted, Released, Revoked, Storm
+from cloister.testing.postgres import PostgresServer
 from cloister.testing.replica_processes import ReplicaProcesses
 from cloister.testing.tee import SimulatedTee
 
@@ -130,3 +131,32 @@ def test_three_replicas_killed_in_turn(rounds: int, replicas: ReplicaProcesses, 
         replicas.start(number)
         replicas.leader()
     load.check(without=(Denied,))
+
+
+def test_three_replicas_on_one_database_that_is_killed(
+    tmp_path: Path, client: HttpClient, postgres: PostgresServer
+) -> None:
+    """The replica that leads is killed, then the database under all of them, and then it is restarted in order."""
+    schemas = [f"t{secrets.token_hex(6)}" for _ in range(3)]
+    replicas = ReplicaProcesses(tmp_path, stores=[postgres.url(schema) for schema in schemas])
+    try:
+        replicas.start_all()
+        bundle = open_bundle(replicas.bundle.read_bytes(), replicas.bundle_key.public_key, 1, replicas.clock.now())
+        addresses = ",".join(replica.address for replica in replicas.replicas)
+        load = Load(replicas.root.id, client, lambda: addresses, bundle, replicas.runtime)
+        load.more(5)
+        leader = replicas.leader()
+        replicas.replicas[leader].kill()
+        load.more(3)
+        replicas.start(leader)
+        replicas.leader()
+        postgres.kill()
+        postgres.start()
+        load.more(5)
+        postgres.restart()
+        load.more(5)
+        load.check(without=(Denied,))
+    finally:
+        replicas.close()
+        for schema in schemas:
+            postgres.sql(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
