@@ -84,10 +84,10 @@ class Keeper:
         """
         began = self._clock.monotonic()
         with self._ledger.hold() as held:
-            copy = snapshots.copy(held.store, held.state, held.tree, self._ledger.version)
-            generation = held.generation
-        waited = self._clock.monotonic() - began
-        size, saved = copy.saved.size, copy.saved
+            stopped = self._clock.monotonic()
+            copy = snapshots.copy(held.store, held.state, held.tree)
+            stopped = self._clock.monotonic() - stopped
+            generation, size = held.generation, copy.size
         while True:
             with self._ledger.hold() as held:
                 if held.generation != generation:
@@ -95,6 +95,10 @@ class Keeper:
                 if not _give_up(held, size):
                     break
         rows = 0
+        with self._ledger.hold() as held:
+            if held.generation != generation:
+                return False
+            saved = held.store.snapshots.begin(self._ledger.version, size, copy.link, copy.root)
         for part, count in snapshots.parts(copy):
             with self._ledger.hold() as held:
                 if held.generation != generation:
@@ -116,7 +120,7 @@ class Keeper:
             sequence=size,
             count=saved.parts,
             duration_ms=round(took * 1000),
-            step=f"copied in {waited * 1000:.1f} ms",
+            step=f"copied in {stopped * 1000:.1f} ms",
         )
         return True
 

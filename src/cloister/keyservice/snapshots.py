@@ -42,9 +42,11 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """All that a snapshot holds, at one size."""
+    """All that a snapshot holds, at one size; ``size``, ``link`` and ``root`` as of :class:`Saved`."""
 
-    saved: Saved
+    size: int
+    link: bytes
+    root: bytes
     start: Start
     tops: bytes
     leaves: bytes
@@ -136,12 +138,14 @@ def check_entry(store: KeyStore, tree: MerkleTree, index: int) -> bytes:
     return data
 
 
-def copy(store: KeyStore, state: State, tree: MerkleTree, version: bytes) -> Copy:
-    """Everything, while nothing changes; raises as the store's ``begin``."""
+def copy(store: KeyStore, state: State, tree: MerkleTree) -> Copy:
+    """Everything, while nothing changes."""
     size, entries = tree.size, store.block_entries
     blocks = size // entries
     return Copy(
-        store.snapshots.begin(version, size, store.link(size), tree.root()),
+        size,
+        store.link(size),
+        tree.root(),
         store.start(size),
         tree.tops(blocks),
         b"".join(tree.leaf(index) for index in range(blocks * entries, size)),

@@ -14,12 +14,13 @@ def canonical(ledger: Ledger) -> Mapping[str, object]:
     """Everything that the state holds, and all of its log's hashes, whatever of it is in blocks."""
     with ledger.hold() as held:
         copy = encoding.copy(held.state, held.tree.size // held.store.block_entries)
-        parties = [party for party, _ in held.state.events.numbers(2**32 - 1)]
+        parties = list(copy.events)
+        indexes = {name: getattr(held.state, name).copied() for name in (*encoding.INDEXES, *encoding.DERIVED)}
         size, root = held.tree.size, held.tree.root()
     return {
         **copy.values,
         **{name: dict(rows) for name, rows in copy.tables.items()},
-        **{name: {key: frozenset(members) for key, members in sets} for name, sets in copy.indexes.items()},
+        **{name: {key: frozenset(members) for key, members in sets} for name, sets in indexes.items()},
         "events": {party: ledger.concerning(party, 0, size) for party in parties},
         "log": (size, root, ledger.leaves(0, size)),
     }

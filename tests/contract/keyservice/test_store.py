@@ -21,6 +21,7 @@ from cloister.keyservice.storage.port import (
     SNAPSHOTS,
     TABLES,
     NewEntry,
+    Row,
     Rows,
     Start,
 )
@@ -484,6 +485,10 @@ def test_a_snapshot_is_replaced_whole(disk: Disk) -> None:
     snapshots.finish(saved)
     assert len(lie_there(store, SNAPSHOTS)) == 1
     assert list(snapshots.parts(saved)) == []
+    further = snapshots.put_part(snapshots.begin(b"v" * 32, 9, links[9], b"r" * 32), b"part")
+    store._rows.write([Row(SNAPSHOTS, 0, b"somebody else wrote this" * 9)], [])
+    snapshots.finish(further)
+    assert snapshots.saved() == further
     snapshots.discard()
     assert snapshots.saved() is None
     assert lie_there(store, SNAPSHOTS) == []

@@ -42,7 +42,8 @@ def test_blocks_that_were_given_up_answer_as_before(
     blocks = stored(events, min(given_up, len(entries) // BLOCK))
     again = Events(Journal(), BLOCK)
     complete = len(entries) // BLOCK
-    packed, rest = dict(events.numbers(complete)), events.concerned(complete)
+    packed = {party: Events.packed(numbers, complete) for party, numbers in events.parties().items()}
+    rest = events.concerned(complete)
     blocks |= stored(events, complete) if not given_up else {}
     for party, indices in plain.items():
         assert events.after(party, least, limit, blocks.__getitem__) == [i for i in indices if i >= least][:limit]
@@ -64,4 +65,4 @@ def test_what_is_taken_back_was_never_there(kept: list[set[bytes]], lost: list[s
     journal.rollback()
     for party, indices in plain.items():
         assert events.after(party, 0, 99, {}.__getitem__) == indices
-    assert {party for party, _ in events.numbers(2**32 - 1)} == {party for party, indices in plain.items() if indices}
+    assert set(events.parties()) == {party for party, indices in plain.items() if indices}

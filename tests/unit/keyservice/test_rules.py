@@ -549,7 +549,7 @@ def snapshot(state: State) -> Any:
         for name, table in vars(state).items()
         if "_sets" in vars_of(table)
     }
-    events = [state.events.numbers(2**32 - 1), state.events.concerned(0)]
+    events = [{party: list(numbers) for party, numbers in state.events.parties().items()}, state.events.concerned(0)]
     return tables, indexes, events, state.size, state.time
 
 

@@ -69,14 +69,16 @@ def full() -> State:
         state.grants_by.add(ONE, (MODEL, user))
         state.grants_to.add(user, MODEL)
     state.grants.drop((MODEL, bytes(32)))
+    state.grants_by.discard(ONE, (MODEL, bytes(32)))
     state.grants_to.discard(bytes(32), MODEL)
     previous = PreviousKey(NAME, 4, 5)
     pair = (TWO, MODEL)
     state.consents.put(pair, ConsentRecord(*pair, NAME, ONE, "request-key", TWO, 6, Validity(1, 2), 7, previous))
     other = (ONE, MODEL)
     state.consents.put(other, ConsentRecord(*other, NAME, None, "service-key", b"", 6, Validity(), 7))
-    state.consents_by.add(TWO, MODEL)
-    state.consents_to.add(MODEL, TWO)
+    for user in (TWO, ONE):
+        state.consents_by.add(user, MODEL)
+        state.consents_to.add(MODEL, user)
     state.delegations.put((ONE, TWO), 2**40)
     state.delegates_of.add(ONE, TWO)
     state.delegated_to.add(TWO, ONE)
@@ -114,6 +116,8 @@ def test_everything_comes_back_in_its_order() -> None:
     after = copy(again, 2)
     assert after == before
     assert [list(rows) for rows in after.tables.values()] == [list(rows) for rows in before.tables.values()]
+    for name in encoding.DERIVED:
+        assert getattr(again, name).copied() == getattr(state, name).copied(), name
     assert again.events.after(TWO, 8, 9, {}.__getitem__) == [9]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -16,10 +17,12 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 from cloister.access.records import ConsentRecord, GrantRecord, Identity, Model, ServiceKey
 from cloister.base.ids import ModelId
 from cloister.crypto.digest import Context, digest
+from cloister.keyservice.state.events import Events
 from cloister.keyservice.state.persons import Waiting
 from cloister.keyservice.state.state import CustodyState, SecretPlace, ServiceKeyName, State
 from cloister.log.entry import BundleRecord, Genesis
 from cloister.wire.log_keys import LogKeys
+from cloister.wire.statements import Validity
 
 TABLES: Final[Mapping[str, tuple[Any, Any]]] = {
     "identities": (bytes, Identity),
@@ -36,14 +39,17 @@ TABLES: Final[Mapping[str, tuple[Any, Any]]] = {
 }
 INDEXES: Final[Mapping[str, tuple[Any, Any]]] = {
     "policies_of": (bytes, bytes),
-    "models_of": (bytes, ModelId),
-    "grants_by": (bytes, tuple[ModelId, bytes]),
-    "grants_to": (bytes, ModelId),
-    "consents_by": (bytes, ModelId),
-    "consents_to": (ModelId, bytes),
-    "delegates_of": (bytes, bytes),
-    "delegated_to": (bytes, bytes),
     "waiting": (bytes, int),
+}
+# Indexes that a table makes: its name, and from one of its keys the index's key and member.
+DERIVED: Final[Mapping[str, tuple[str, Callable[[Any], tuple[Any, Any]]]]] = {
+    "models_of": ("models", lambda model: (model.owner, model)),
+    "grants_by": ("grants", lambda key: (key[0].owner, key)),
+    "grants_to": ("grants", lambda key: (key[1], key[0])),
+    "consents_by": ("consents", lambda key: key),
+    "consents_to": ("consents", lambda key: (key[1], key[0])),
+    "delegates_of": ("delegations", lambda key: key),
+    "delegated_to": ("delegations", lambda key: (key[1], key[0])),
 }
 VALUES: Final[Mapping[str, Any]] = {
     "size": int,
@@ -63,12 +69,16 @@ Row = tuple[str, object, object]
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The state at one size, whatever happens to it later; taking it is all that the writer waits for."""
+    """The state at one size, whatever happens to it later; taking it is all that the writer waits for.
+
+    :param block: the first one that is not complete: what is in it is in ``concerned``.
+    """
 
     values: Mapping[str, Any]
     tables: Mapping[str, Mapping[Any, Any]]
     indexes: Mapping[str, list[tuple[Any, tuple[Any, ...]]]]
-    events: list[tuple[bytes, bytes]]
+    events: Mapping[bytes, array[int]]
+    block: int
     concerned: Mapping[bytes, bytes]
 
 
@@ -77,14 +87,15 @@ def copy(state: State, block: int) -> Copy:
 
     :param block: the number of the first block that is not complete.
     """
-    if missing := set(vars(state)) ^ {*TABLES, *INDEXES, *VALUES, "events", "journal"}:  # the journal is empty
+    if missing := set(vars(state)) ^ {*TABLES, *INDEXES, *DERIVED, *VALUES, "events", "journal"}:  # that is empty
         msg = f"the encoding of the state says nothing of {missing}"
         raise AssertionError(msg)
     return Copy(
         {name: getattr(state, name) for name in VALUES},
         {name: getattr(state, name).copied() for name in TABLES},
         {name: getattr(state, name).copied() for name in INDEXES},
-        state.events.numbers(block),
+        state.events.parties(),
+        block,
         state.events.concerned(block),
     )
 
@@ -102,7 +113,8 @@ def rows(copy: Copy) -> Iterator[Row]:
         for key, members in copy.indexes[name]:
             for at in range(0, len(members), _MEMBERS):
                 yield name, key_of(key), [value_of(member) for member in members[at : at + _MEMBERS]]
-    for party, packed in copy.events:
+    for party, numbers in copy.events.items():
+        packed = Events.packed(numbers, copy.block)
         for at in range(0, len(packed), _PACKED):
             yield "events", party, packed[at : at + _PACKED]
     for party, places in copy.concerned.items():
@@ -110,7 +122,7 @@ def rows(copy: Copy) -> Iterator[Row]:
 
 
 class Reader:
-    """Builds a state from rows.
+    """Builds a state from rows, in their order: those of one table make an index in its order.
 
     :param block: entries of a block.
     """
@@ -120,6 +132,7 @@ class Reader:
         self._state = State(block)
         self._block = block
         self._tables = {name: (_reader(key, memory), _reader(kind, memory)) for name, (key, kind) in TABLES.items()}
+        self._made = [(table, getattr(self._state, index), member) for index, (table, member) in DERIVED.items()]
         self._indexes = {name: (_reader(key, memory), _reader(kind, memory)) for name, (key, kind) in INDEXES.items()}
         self._numbers: dict[bytes, bytes] = {}
         self._concerned: dict[bytes, bytes] = {}
@@ -128,7 +141,11 @@ class Reader:
         """One row; whatever is wrong with it is raised as Python does."""
         if section in self._tables:
             key_of, value_of = self._tables[section]
-            getattr(self._state, section).restore(key_of(key), value_of(value))
+            found = key_of(key)
+            getattr(self._state, section).restore(found, value_of(value))
+            for table, index, member in self._made:
+                if table == section:
+                    index.restore_one(*member(found))
         elif section in self._indexes:
             key_of, value_of = self._indexes[section]
             getattr(self._state, section).restore(key_of(key), [value_of(member) for member in value])
@@ -154,6 +171,7 @@ def version(code: bytes) -> bytes:
     said: list[str] = [f"{_VERSION} {sys.byteorder}"]
     for name, (key, kind) in {**TABLES, **INDEXES}.items():
         said.append(f"{name}: {_shape(key)} {_shape(kind)}")
+    said += [f"{name} of {table}" for name, (table, _) in DERIVED.items()]
     said += [f"{name}: {_shape(kind)}" for name, kind in VALUES.items()]
     return digest(Context.STATE_ENCODING, "\n".join(said).encode(), code)
 
@@ -220,6 +238,8 @@ def _reader(kind: Any, memory: dict[Any, Any]) -> Callable[[Any], Any]:
         return lambda value: tuple([read(part) for read, part in zip(reads, value, strict=True)])
     if kind is ModelId:
         return lambda value: memory.get(name := tuple(value)) or memory.setdefault(name, ModelId(*name))
+    if kind is Validity:
+        return lambda value: memory.get(name := (Validity, *value)) or memory.setdefault(name, Validity(*value))
     members = [_reader(part, memory) for _, part in _members(kind)]
     return lambda value: kind(*[read(part) for read, part in zip(members, value, strict=True)])
 

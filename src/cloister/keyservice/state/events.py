@@ -92,16 +92,17 @@ class Events:
         """From now on this block is fetched; only while the journal is empty, and of complete blocks."""
         self._here.pop(number, None)
 
-    def numbers(self, below: int) -> list[tuple[bytes, bytes]]:
-        """Party to the numbers of its blocks before ``below``, packed; a copy."""
-        return [
-            (party, bytes(memoryview(numbers)[:end]))
-            for party, numbers in self._blocks.items()
-            if (end := bisect_left(numbers, below))
-        ]
+    def parties(self) -> dict[bytes, array[int]]:
+        """Party to the numbers of its blocks: those that are there now stay, whatever follows them later."""
+        return self._blocks.copy()
+
+    @staticmethod
+    def packed(numbers: array[int], below: int) -> bytes:
+        """Those before block ``below``, for :meth:`restore`; at any time later, and on any thread."""
+        return numbers[: bisect_left(numbers, below)].tobytes()
 
     def restore(self, numbers: Mapping[bytes, bytes], block: int, concerned: Mapping[bytes, bytes]) -> None:
-        """Into an empty one: what :meth:`numbers` gave, and of the block after those what :meth:`concerned` gave."""
+        """Into an empty one: what :meth:`packed` gave, and of the block after those what :meth:`concerned` gave."""
         self._blocks = {party: array(NUMBERS, packed) for party, packed in numbers.items()}
         self._here = {block: {party: array(PLACES, places) for party, places in concerned.items()}}
         for party in concerned:

@@ -113,6 +113,10 @@ class Index(Generic[K, V]):
         """Add members without a note: they are durable."""
         self._sets.setdefault(key, {}).update(dict.fromkeys(members))
 
+    def restore_one(self, key: K, member: V) -> None:
+        """As :meth:`restore`."""
+        self._sets.setdefault(key, {})[member] = None
+
     def of(self, key: K) -> tuple[V, ...]:
         """The members, for iteration."""
         return tuple(self._sets.get(key, ()))

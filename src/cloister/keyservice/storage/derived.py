@@ -133,7 +133,12 @@ class Derived:
             "parts": saved.parts,
         }
         record = self._seal(SNAPSHOTS, _MANIFEST, CHAIN_START, cbor.encode(content))
-        self._write([Row(SNAPSHOTS, _MANIFEST, record)], self._there(1 - saved.slot))
+        try:
+            before = self.saved()
+            drop = [(SNAPSHOTS, _index(before.slot, part)) for part in range(before.parts)] if before else []
+        except Tampered:  # changed since it was begun; it is replaced now
+            drop = self._there(1 - saved.slot)
+        self._write([Row(SNAPSHOTS, _MANIFEST, record)], drop)
 
     def discard(self) -> None:
         """Drop the snapshot: the next start reads every entry. Raises as the store's append."""
