@@ -55,6 +55,7 @@ MAX_CHALLENGES_REDEEMED: Final = 20_000  # within CHALLENGE_LIFETIME_S; each cos
 MAX_QUERY_NONCES: Final = 400_000  # of all identities, within the queries' lifetimes: 660 a second; 50 MB
 MAX_QUERY_NONCES_PER_IDENTITY: Final = 2_000
 QUERY_NONCE_SHARE: Final = 256  # an identity holds 1/256 of what is free: a thousand that hoard leave 8,000
+NEWCOMER_S: Final = 24 * 3600  # for so long an identity stands in line with strangers when the log grows too fast
 MAX_RATE_KEYS: Final = 65_536  # buckets of one kind that are not full: 10 MB
 MAX_DENIALS: Final = 10_000  # remembered reasons, newest first
 QUERY_PAGE: Final = 64  # items of one page: a reply stays below MAX_CBOR_ITEMS

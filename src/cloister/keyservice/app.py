@@ -344,7 +344,7 @@ def assemble(
         limiter=limiter,
     )
     registry.gauge(
-        "cloister_keyservice_growth_room", "How much more the log may grow now, 0 to 1 of a burst.", ask=limiter.room
+        "cloister_keyservice_growth_room", "How much more people may say now, 0 to 1 of a burst.", ask=limiter.room
     )
     registry.gauge("cloister_keyservice_sessions", "Sessions of runtimes.", ask=lambda: len(releases.sessions))
     registry.gauge("cloister_keyservice_log_entries", "Entries of the log.", ask=lambda: ledger.head().size)

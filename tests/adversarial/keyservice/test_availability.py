@@ -13,7 +13,7 @@ import pytest
 
 from cloister.base.errors import InvalidInput, Refused, Unavailable
 from cloister.base.ids import ModelId
-from cloister.base.limits import HANDOVERS_AT_ONCE
+from cloister.base.limits import HANDOVERS_AT_ONCE, NEWCOMER_S
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice import releases
@@ -54,6 +54,7 @@ SMALL = Rates(
     releases=Rate(1.0, 4),
     platform_releases=Rate(1.0, 6),
     growth=Rate(1.0, 400),
+    keys=Rate(1.0, 400),
 )
 KEY = SecretBytes(b"M" * 32)
 REQUEST = SecretBytes(b"Q" * 32)
@@ -254,44 +255,58 @@ def test_a_delegate_spends_his_own_budget(world: World) -> None:
 # --- the log as a whole ---
 
 
-def test_when_the_log_grows_too_fast_strangers_wait_first_and_takings_back_never() -> None:
+def test_when_the_log_grows_too_fast_strangers_wait_first_and_takings_back_and_models_never() -> None:
     many = Rate(1_000.0, 10**6)
-    world = World(Rates(statements=many, registrations=many, withdrawals=many, queries=many, growth=Rate(1.0, 160)))
+    world = World(Rates(statements=many, registrations=many, withdrawals=many, queries=many, growth=Rate(1e-3, 160)))
     session = world.ks.attest()
-
-    def registers() -> None:
-        world.ks.person()
-
-    _, error = spend(registers)
+    _, error = spend(world.ks.person)
     assert error.details == {"kind": "growth"}
-    world.grant()  # an owner goes on
+    with pytest.raises(Unavailable):
+        world.grant()  # identities of today stand in line with strangers
+    world.clock.advance(NEWCOMER_S)
+    world.grant()  # those of yesterday go on
     spend(world.grant)
-    world.ks.say(world.owner.statement(RevokeGrant("model", bytes(32))))  # and what is taken back
+    world.ks.say(world.owner.statement(RevokeGrant("model", bytes(32))))
     spend(lambda: world.ks.say(world.owner.statement(RevokeGrant("model", bytes(32)))))
-    session.release(world.request)  # and models are served
-    spend(lambda: session.release(world.request))
-    world.ks.say(world.owner.statement(RevokeGrant("model", world.user.id)))
+    world.ks.attest().release(world.request)  # models are served
+    with pytest.raises(InvalidInput):
+        session.release(world.request)  # of a session that is over long since
+    world.ks.say(world.owner.statement(RevokeGrant("model", world.user.id)))  # and what is there is taken back
     world.ks.say(world.owner.statement(DisableIdentity(), sequence=1, key=world.owner.recovery))
     world.ks.close()
 
 
-def test_service_keys_count_as_growth() -> None:
+def test_identities_made_by_the_thousand_do_not_keep_an_owner_from_granting() -> None:
+    """Each registers, each is granted to, each grants on: what grows like that ends at half of the log's budget."""
+    world = World(Rates(registrations=Rate(0.001, 10**6), growth=Rate(1e-3, 200)))
+    world.clock.advance(NEWCOMER_S)
+    crowd = [world.ks.person()]
+
+    def more() -> None:
+        world.ks.say(crowd[-1].statement(DefinePolicy(world.policy.encode())))
+        crowd.append(world.ks.person())
+
+    _, error = spend(more)
+    assert error.details == {"kind": "growth"}
+    for _ in range(40):
+        world.grant()
+    world.ks.close()
+
+
+def test_releases_and_service_keys_grow_the_log_beside_what_people_say() -> None:
     many = Rate(1_000.0, 10**6)
-    world = World(Rates(statements=many, queries=many, growth=Rate(1.0, 64)))
+    world = World(Rates(statements=many, queries=many, releases=many, platform_releases=many, keys=Rate(1.0, 20)))
+    session = world.ks.attest()
+    _, error = spend(lambda: session.release(world.request))
+    assert error.details == {"kind": "keys"}
     body = Consent(world.model, world.policy.digest, None, SERVICE_KEY, b"", Validity())
-    world.ks.say(world.user.statement(body))
+    world.ks.say(world.user.statement(body))  # people go on
     about = {"model": str(world.model), "policy": world.policy.digest, "versions": "any-version-by-this-owner"}
-    world.ks.ask(world.user, "service-key", **about)
-    body = Consent(world.model, world.policy.digest, b"1" * 32, SERVICE_KEY, b"", Validity())
-    world.ks.say(world.user.statement(body))
-    due = {"model": str(world.model), "policy": world.policy.digest, "manifest": b"1" * 32}
-    releasing: Any = world.ks.assembled.releases
-    spend(releasing._limiter.entry)
     with pytest.raises(Unavailable) as caught:
-        world.ks.ask(world.user, "service-key", **due)
-    assert caught.value.details == {"kind": "growth"}
+        world.ks.ask(world.user, "service-key", **about)
+    assert caught.value.details == {"kind": "keys"}
     world.clock.advance(1.0)
-    world.ks.ask(world.user, "service-key", **due)
+    world.ks.ask(world.user, "service-key", **about)
     world.ks.close()
 
 

@@ -16,6 +16,7 @@ from cloister.attest import claim_names
 from cloister.attest.types import Claims
 from cloister.base.clock import Clock
 from cloister.base.errors import Unavailable
+from cloister.base.limits import NEWCOMER_S
 from cloister.keyservice.limiting.charges import Charge, charge_of
 from cloister.keyservice.limiting.rates import Buckets, Rate, Rates
 from cloister.keyservice.state.state import State
@@ -23,7 +24,8 @@ from cloister.wire.statements import Statement
 
 _ALL: Final = "all"
 # Share of the log's growth that is left to those after it.
-_RESERVES: Final = {Charge.REGISTRATION: 0.5, Charge.STATEMENT: 0.25, Charge.WITHDRAWAL: 0.125}
+_RESERVES: Final = {Charge.REGISTRATION: 0.5, Charge.STATEMENT: 0.25, Charge.WITHDRAWAL: 0.0}
+_NEWCOMERS: Final = 0.5  # likewise, whatever they say: identities are free, and a flood of them is seen within a day
 _INVITE: Final = "An identity that an owner granted a model to is taken at once: a grant may come before it."
 
 
@@ -58,6 +60,7 @@ class Limiter:
         }
         self._registrations: Buckets[str] = Buckets(rates.registrations)
         self._growth: Buckets[str] = Buckets(rates.growth)
+        self._keys: Buckets[str] = Buckets(rates.keys)
         self._queries: Buckets[bytes] = Buckets(rates.queries)
         self._attestations: Buckets[str] = Buckets(rates.attestations)
         self._platforms: Buckets[str] = Buckets(rates.platform_releases)
@@ -81,7 +84,8 @@ class Limiter:
             if wait:
                 raise self._over_limit(charge.value, wait, _INVITE if charge is Charge.REGISTRATION else None)
             if charge is not Charge.RECOVERY:
-                self._grow(at, _RESERVES[charge])
+                reserve = _NEWCOMERS if _is_new(state, statement, now) else _RESERVES[charge]
+                self._grow(self._growth, at, reserve)
             if charge is Charge.REGISTRATION:
                 self._registrations.take(_ALL, at)
             else:
@@ -113,19 +117,19 @@ class Limiter:
         """A release or a service key is about to become an entry. :raises Unavailable: ``rate-limited``."""
         at = self._clock.monotonic()
         with self._lock:
-            self._grow(at, 0.0)
+            self._grow(self._keys, at, 0.0)
 
     def room(self) -> float:
-        """How much of the log's growth is left, 0 to 1."""
+        """How much of the log's growth by what people say is left, 0 to 1."""
         at = self._clock.monotonic()
         with self._lock:
             return self._growth.room(_ALL, at)
 
-    def _grow(self, at: float, reserve: float) -> None:
-        wait = self._growth.wait(_ALL, at, reserve)
+    def _grow(self, growth: Buckets[str], at: float, reserve: float) -> None:
+        wait = growth.wait(_ALL, at, reserve)
         if wait:
-            raise self._over_limit("growth", wait)
-        self._growth.take(_ALL, at)
+            raise self._over_limit("growth" if growth is self._growth else "keys", wait)
+        growth.take(_ALL, at)
 
     def _charge(self, buckets: Buckets[bytes] | Buckets[str], key: bytes | str, at: float, kind: str) -> None:
         table: Buckets[bytes | str] = buckets  # type: ignore[assignment]
@@ -143,6 +147,11 @@ class Limiter:
             hint=hint,
             details={"kind": kind},
         )
+
+
+def _is_new(state: State, statement: Statement, now: float) -> bool:
+    identity = state.identities.get(statement.issuer)
+    return identity is None or now < identity.registered_at + NEWCOMER_S
 
 
 def platform_of(claims: Claims) -> str:

@@ -62,8 +62,9 @@ class Rates:
     :param attestations: of one platform, 600 s each.
     :param releases: of one session; renewals of 1,500 pairs are 50 a second.
     :param platform_releases: of all sessions of one platform: a fifth of what a KeyService can do.
-    :param growth: of the log, by all of these: the last brake, what two cores write at most. Registrations end first,
-        then statements, then withdrawals; taking back what is there is always written.
+    :param growth: of the log, by what all people say: the last brake, 1.7 million entries a day. Registrations and
+        newcomers end first, then other statements, then withdrawals; taking back what is there is always written.
+    :param keys: entries of released keys and of service keys, altogether: what two cores write.
     """
 
     statements: Rate = Rate(1.0, 1_000)
@@ -74,7 +75,8 @@ class Rates:
     attestations: Rate = Rate(2.0, 300)
     releases: Rate = Rate(50.0, 2_000)
     platform_releases: Rate = Rate(100.0, 20_000)
-    growth: Rate = Rate(500.0, 200_000)
+    growth: Rate = Rate(20.0, 50_000)
+    keys: Rate = Rate(500.0, 200_000)
 
     @staticmethod
     def read(values: Mapping[str, Any]) -> Rates:
