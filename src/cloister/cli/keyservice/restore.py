@@ -90,6 +90,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             sealer=place.tee.sealer if place.tee else None,
             clock=place.clock,
             progress=progress,
+            catching_up=bool(place.settings.replicas),
         )
     protection = place.settings.rollback_protection if restored.opened else "unknown"
     out.result(

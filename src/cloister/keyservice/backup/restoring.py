@@ -145,11 +145,13 @@ def copy_rows(file: BinaryIO, inspected: Inspected, rows: Rows, progress: Progre
         rows.write([Row(HEAD, index, data) for index, data in kept.rows], [])
 
 
-def authenticate(rows: Rows, root: Root, inspected: Inspected, clock: Clock) -> Opened:
+def authenticate(rows: Rows, root: Root, inspected: Inspected, clock: Clock, *, catching_up: bool = False) -> Opened:
     """Open every record in its place and replay the log, as a start does; destroy what is to be destroyed by now.
 
+    :param catching_up: it will be one of several replicas, which gets from others what it lacks.
     :raises InvalidInput: ``backup-other``: the root secret is another KeyService's, or of another generation.
-    :raises Tampered: the store's and the log's codes; ``backup-changed``: the leaf hashes are of another log.
+    :raises Tampered: as ``require_root``; the store's and the log's codes; ``backup-changed``: the leaf hashes are of
+        another log.
     """
     if root.log_keys != inspected.header.log_keys:
         raise InvalidInput(
@@ -158,7 +160,7 @@ def authenticate(rows: Rows, root: Root, inspected: Inspected, clock: Clock) -> 
             hint="Restore into an empty directory: the backup holds the root secret of its time, sealed.",
         )
     ledger = Ledger(stored(rows, root), clock)
-    require_root(ledger, root, catching_up=True)
+    require_root(ledger, root, catching_up=catching_up)
     head = ledger.head()
     if head.size != inspected.end.size or not same(head.root, inspected.root):
         raise Tampered("backup-changed", "the leaf hashes in the backup are not those of its entries")
@@ -182,6 +184,7 @@ def restore_state(
     sealer: Sealer | None,
     clock: Clock,
     progress: Progress,
+    catching_up: bool = False,
 ) -> Restored:
     """A state directory from a backup, and the root secret with it if it opens here.
 
@@ -189,7 +192,7 @@ def restore_state(
     that fails, too, or the process is killed, what is left has no head, and is neither run nor restored over.
 
     :param store: a database that the records go to; by default a file in the directory.
-    :param sealer: of the TEE of this machine, if there is one.
+    :param sealer: of the TEE of this machine, if there is one. :param catching_up: as :func:`authenticate`.
     :raises Refused: ``state-exists``: there is a store. :raises Unavailable: ``state-unwritable``, the store's.
     :raises CloisterError: as :func:`copy_rows` and :func:`authenticate`.
     """
@@ -199,7 +202,14 @@ def restore_state(
         raise _unwritable(state, error) from error
     if store is not None:
         return _restore_database(
-            backup, inspected, store, root_file=root_file, sealer=sealer, clock=clock, progress=progress
+            backup,
+            inspected,
+            store,
+            root_file=root_file,
+            sealer=sealer,
+            clock=clock,
+            progress=progress,
+            catching_up=catching_up,
         )
     store_file = state / STORE_FILE
     with hold(store_file):
@@ -208,7 +218,7 @@ def restore_state(
         part = state / PART_FILE
         try:
             _remove(part)
-            opened = _fill(backup, inspected, part, root=root, clock=clock, progress=progress)
+            opened = _fill(backup, inspected, part, root=root, clock=clock, progress=progress, catching_up=catching_up)
             if sealed:
                 write_new(root_file, sealed)
             place_new(part, store_file)
@@ -221,13 +231,20 @@ def restore_state(
 
 
 def _fill(
-    backup: Path, inspected: Inspected, part: Path, *, root: Root | None, clock: Clock, progress: Progress
+    backup: Path,
+    inspected: Inspected,
+    part: Path,
+    *,
+    root: Root | None,
+    clock: Clock,
+    progress: Progress,
+    catching_up: bool,
 ) -> Opened | None:
     rows = SqliteRows(part)
     try:
         with backup.open("rb") as file:
             copy_rows(file, inspected, rows, progress)
-        return None if root is None else authenticate(rows, root, inspected, clock)
+        return None if root is None else authenticate(rows, root, inspected, clock, catching_up=catching_up)
     finally:
         rows.close()
 
@@ -241,6 +258,7 @@ def _restore_database(
     sealer: Sealer | None,
     clock: Clock,
     progress: Progress,
+    catching_up: bool = False,
 ) -> Restored:
     if store.exists():
         raise Refused(
@@ -253,7 +271,7 @@ def _restore_database(
     try:
         with backup.open("rb") as file:
             copy_rows(file, inspected, rows, progress)
-        opened = None if root is None else authenticate(rows, root, inspected, clock)
+        opened = None if root is None else authenticate(rows, root, inspected, clock, catching_up=catching_up)
         if sealed:
             write_new(root_file, sealed)
     except BaseException as error:
