@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -20,9 +21,12 @@ from cloister.cli.main import COMMANDS
 from cloister.control.gateway import configuration
 from cloister.control.gateway.keda import read_scaled_object
 from cloister.control.gateway.scaler import POLICIES
+from cloister.crypto.hpke import HpkePrivateKey
+from cloister.keyservice.custody.upkeep import Custodians
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.storage.postgres.url import parse_url
 from cloister.platforms.kubernetes.rbac import KUBERNETES, Rule
+from cloister.wire.custody import custodian_id, read_public_key
 
 helm = pytest.importorskip("helm_python", reason="no Helm: uv sync --inexact --group deploy")
 yaml = pytest.importorskip("yaml", reason="no YAML: uv sync --inexact --group deploy")
@@ -456,6 +460,26 @@ def test_replicas_are_as_many_as_the_measured_configuration_says(render: Render,
     found, init, run = keyservice(0)
     assert found["spec"]["replicas"] == 1
     assert not [word for word in (*init, *run) if word.startswith(("--peer", "--replica", "--keyservice="))]
+
+
+def test_custodians_have_a_public_key_each(
+    render: Render, refusal: Callable[..., str], trial: dict[str, Any], tmp_path: Path
+) -> None:
+    keys = [HpkePrivateKey.generate().public_key for _ in range(2)]
+    named = {"custodians": [custodian_id(key).hex() for key in keys], "custodian_threshold": 2}
+    more = {"keyservice": {"configuration": named, "custodianKeys": [key.hex() for key in keys]}}
+    objects = render(trial, more)
+    data = of(objects, "ConfigMap")["prod-cloister-keyservice"]["data"]
+    for name, text in data.items():
+        (tmp_path / name).write_text(text)
+    spec = of(objects, "StatefulSet")["prod-cloister-keyservice"]["spec"]["template"]["spec"]
+    for container in (*spec["initContainers"], *spec["containers"]):
+        given = [word for word in container["args"] if word.startswith("--custodian=")]
+        files = [tmp_path / Path(word.partition("=")[2]).name for word in given]
+        found = {custodian_id(key): key for key in (read_public_key(file.read_bytes()) for file in files)}
+        Custodians(found).check(Settings.read(tomllib.loads(data["keyservice.toml"])))
+    for some in ([], more["keyservice"]["custodianKeys"][:1]):
+        assert "custodianKeys" in refusal(trial, {"keyservice": {"configuration": named, "custodianKeys": some}})
 
 
 def test_each_replica_has_a_namespace_of_the_database(render: Render, trial: dict[str, Any]) -> None:
