@@ -113,6 +113,9 @@ def test_a_consent_that_waits_is_used_once_a_second_person_says_it_too(
     assert identity_id_of(cloud.home, "ben").hex() in asked["details"]
     one = command("nurse", "approvals", "require", "--yes", as_json=False)["text"]
     assert "one delegate only" in one
+    shown = command("nurse", "identity", "show")
+    assert (shown["approvals"], list(shown["delegates"])) == (2, [identity_id_of(cloud.home, "ben").hex()])
+    assert "delegate: " in command("nurse", "identity", "show", as_json=False)["text"]
     granted = command("anna", "grant", "sums", "--for", "hospital", "--to", "nurse", "--policy", policy)
     shown = command("hospital", "approvals", "approve", str(granted["entry"]))
     command("hospital", "approvals", "approve", str(granted["entry"]), "--code", shown["code"])

@@ -87,8 +87,11 @@ def _show(args: argparse.Namespace, out: Output) -> int:
             client.register()
             known = client.whoami()
             facts["registered"] = True
-            facts |= {name: known[name] for name in ("sequence", "disabled") if name in known}
-    out.result(facts)
+            facts |= {name: known[name] for name in ("sequence", "disabled", "approvals") if name in known}
+            facts["delegates"] = {item["id"].hex(): item["until"] for item in known["delegates"]}
+    lines = [f"{name}: {value}" for name, value in facts.items() if name != "delegates"]
+    lines += [f"delegate: {name}" for name in facts.get("delegates", ())]  # type: ignore[attr-defined]
+    out.result(facts, "\n".join(lines))
     return 0
 
 
