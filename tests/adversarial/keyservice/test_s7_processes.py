@@ -16,7 +16,7 @@ from cloister.base.ids import ModelId
 from cloister.base.limits import SNAPSHOT_LEAST
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import STORE_FILE
+from cloister.keyservice.storage.place import STORE_FILE
 from cloister.keyservice.storage.port import NewEntry
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
