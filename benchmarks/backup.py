@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.app import STORE_FILE
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.proposals import Proposal
+from cloister.keyservice.storage.place import STORE_FILE
 from cloister.keyservice.storage.sealed import SealedStore
 from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.log.entry import STATEMENT
