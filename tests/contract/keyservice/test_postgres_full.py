@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,19 +25,17 @@ KEY, ID = SecretBytes(b"k" * 32), b"i" * 32
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of which ballast takes a part."""
-    tmp_path.parent.chmod(0o755)
-    tmp_path.parent.parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    disk = tmp_path / "disk"
-    disk.mkdir()
+def small_disk() -> Iterator[Path]:
+    """A file system of its own, where also the account that the server runs as may go."""
     if find_server() is None:
         pytest.skip("no PostgreSQL server here: install Debian's `postgresql`")
+    disk = Path(tempfile.mkdtemp(prefix="cloister-full-"))
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=112m,mode=755", "none", disk], check=False).returncode:
+        disk.rmdir()
         pytest.skip("no file system can be mounted here: this needs root")
     yield disk
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)
+    disk.rmdir()
 
 
 def revive(server: PostgresServer) -> None:
