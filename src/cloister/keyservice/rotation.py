@@ -138,19 +138,19 @@ def _require_newest(ledger: Ledger, root: Root, settings: Settings, witnesses: S
         keyservice=root.id,
         log_keys=root.log_keys,
     )
+    if found.agree >= settings.witness_threshold:  # then it holds all that was confirmed (13.20.1)
+        return
     if found.ahead or found.other:
         raise Unavailable(
             "keyservice-superseded",
             "witnesses know a later or another history of this KeyService's log than the one in this store",
             hint="Of several replicas, rotate the one with the longest log, while none runs.",
         )
-    if found.agree < settings.witness_threshold:
-        raise Unavailable(
-            "keyservice-unconfirmed",
-            f"{found.agree} witnesses say that this store holds what they confirmed, and "
-            f"{settings.witness_threshold} must",
-            hint="Say --witness URL for each witness of the configuration.",
-        )
+    raise Unavailable(
+        "keyservice-unconfirmed",
+        f"{found.agree} witnesses say that this store holds what they confirmed, and {settings.witness_threshold} must",
+        hint="Say --witness URL for each witness of the configuration.",
+    )
 
 
 def _other_generation() -> Tampered:
