@@ -18,7 +18,7 @@ from cloister.adapters.keyservice import (
 )
 from cloister.attest.bundle import TrustBundle
 from cloister.base.clock import Clock
-from cloister.base.errors import CloisterError, Unavailable
+from cloister.base.errors import CloisterError, Refused, Unavailable
 from cloister.base.secret import SecretBytes
 from cloister.log.receipt import check_statement_receipt
 from cloister.runtime.keys import RuntimeSession
@@ -31,7 +31,6 @@ from cloister.wire.provisioning import Release, ReleaseRequest
 
 _CONFIRM_ATTEMPTS: Final = 10
 _CONFIRM_PAUSE_S: Final = 0.1
-# What a KeyService that is asked once says of a statement that it did not write, where it does not say ``written``.
 _UNWRITTEN: Final = frozenset({"keyservice-unconfirmed", "keyservice-superseded", "keyservice-busy"})
 
 
@@ -60,15 +59,18 @@ class LinkCaller:
     def say(self, statement: bytes, keys: tuple[SecretBytes, ...]) -> dict[str, Any]:
         """See the port. What is written and not confirmed is said again, to the byte, as clients do."""
         try:
-            description = self._link.settled().description
+            attested = self._link.settled()
         except Unavailable as error:
             raise UnsaidError from error
-        result = self._until_confirmed(statement, keys)
+        # Of replicas a statement may have reached the one before the one that says that it did not write it.
+        once = not attested.appraisal.configuration.values.get("replicas")
+        description = attested.description
+        result = self._until_confirmed(statement, keys, once=once)
         receipt = check_statement_receipt(result, statement, description.log_keys)
         self._link.saw(description.keyservice, receipt.head)
         return result
 
-    def _until_confirmed(self, statement: bytes, keys: tuple[SecretBytes, ...]) -> dict[str, Any]:
+    def _until_confirmed(self, statement: bytes, keys: tuple[SecretBytes, ...], *, once: bool) -> dict[str, Any]:
         sent: list[bytes] = []
 
         def body(_: AttestedKeyService) -> bytes:
@@ -79,11 +81,16 @@ class LinkCaller:
             try:
                 result: dict[str, Any] = self._link.call(calls.STATEMENT, body, keys)
             except Unavailable as error:
-                unwritten = error.code in _UNWRITTEN and "written" not in error.details
-                if len(sent) < 2 and (unwritten or getattr(error.__cause__, "code", "") == "connect-failed"):
+                first = left == _CONFIRM_ATTEMPTS - 1
+                if not sent or (once and first and _unwritten(error)):
                     raise UnsaidError from error
                 if not left or "written" not in error.details:
                     raise
+            except Refused as error:
+                if once:
+                    raise
+                # Perhaps of the second time that it was said, or by one that is not believed: the first may count.
+                raise Unavailable("keyservice-unavailable", f"refused, perhaps too late: {error.code}") from error
             else:
                 return result
             self._pause.wait(_CONFIRM_PAUSE_S)
@@ -97,6 +104,13 @@ class LinkCaller:
     def release(self, request: ReleaseRequest) -> Release:
         """See the port."""
         return self._session.release(request, Timings())
+
+
+def _unwritten(error: Unavailable) -> bool:
+    """What a KeyService that was asked once says of a statement that it did not write, and what the network does."""
+    if getattr(error.__cause__, "code", "") == "connect-failed":
+        return True
+    return error.code in _UNWRITTEN and "written" not in error.details
 
 
 @final

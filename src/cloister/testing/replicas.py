@@ -74,6 +74,9 @@ class Cluster:
         self.patience_s = patience_s
         self.block_entries = block_entries
         self.bundle_key = SigningKey.generate()
+        self._signed = FakeClock(
+            self.clock.now() - 7200
+        )  # when the trust bundle was, which is the same one at each start
         self.platform = SimulatedTee("runtime", clock=self.clock)
         self.log_key = root_of(SecretBytes(SEED)).log_key.public_key
         self.witnesses: list[LocalWitness] = local_witnesses(folder, self.clock, self.log_key, 3)
@@ -97,7 +100,7 @@ class Cluster:
         settings |= {"empty": number != 0 or disk is not None, **self.settings, **changes}
         ks = EmbeddedKeyService(
             clock=ShiftedClock(self.clock, self.ahead_s.get(number, 0.0)),
-            world=ShiftedClock(self.clock, -7200.0),  # the trust bundle was signed two hours ago
+            world=self._signed,
             disk=self.disks[number],
             runtime_tee=self.platform,
             bundle_key=self.bundle_key,
