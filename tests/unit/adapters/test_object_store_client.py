@@ -20,6 +20,7 @@ OPTIONAL = {
     "ai-edge-litert": "litert",  # models of that engine
     "obstore": "objectstores",  # models in S3, Google Cloud Storage, Azure
     "pycryptodome": "custodians",  # shares of the KeyService's root
+    "pg8000": "postgres",  # records of the KeyService in PostgreSQL
 }
 MODULES = {"cloister", "cryptography", "cbor2", "dcap_qvl", "httptools", "uvloop", "numpy", "onnxruntime"}
 
