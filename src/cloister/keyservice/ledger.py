@@ -488,7 +488,8 @@ class Ledger:
         standing = self._state.custody
         if standing is None or (before is not None and before.made == standing.made):
             return None
-        return self._vault.custody_record(standing.entry)
+        record = self._vault.custody_record(standing.entry)
+        return None if standing.made.custodians and not record else record  # one that was replaced since, and destroyed
 
     def _replay(self, new: NewEntry) -> None:
         try:

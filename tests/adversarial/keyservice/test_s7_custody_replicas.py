@@ -92,6 +92,25 @@ def test_s7_every_disk_has_the_newest_record_and_only_the_one_that_leads_makes_i
         assert first[0] not in ks.disk.tables[HEAD].values()
 
 
+def test_s7_a_replica_that_missed_a_set_has_a_record_all_the_time(world: World) -> None:
+    """It learns of a set whose record was destroyed meanwhile, and goes on with what it has until the newest comes."""
+    world.cluster.crash(2)
+    leader = world.cluster.leader()
+    for _ in range(2):
+        leader.assembled.service._custody._renew = True  # type: ignore[union-attr]
+        world.maintain(leader)
+    world.maintain(leader)  # what was replaced is destroyed
+    assert len(leader.disk.tables["secrets"]) == 1
+    behind = world.cluster.start(2, bundle=leader.bundle).assembled.ledger
+    behind.follow()
+    source, seen = leader.assembled.ledger, []
+    while (at := behind.position()[0]) < source.position()[0]:
+        behind.absorb(source.sealed(at)[:1], b"")  # one at a time: the worst of all batches
+        seen.append(world.cluster.live[2].disk.tables[HEAD].get(RECOVERY_ROW, b""))
+    assert all(seen)
+    assert seen[-1] == leader.disk.tables[HEAD][RECOVERY_ROW] != seen[0]
+
+
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_s2_s7_all_replicas_are_lost_and_one_disk_of_any_of_them_is_enough(world: World, number: int) -> None:
     like = world.cluster.live[number]
