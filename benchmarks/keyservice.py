@@ -31,8 +31,8 @@ from cloister.adapters.witness import HttpWitness, WitnessPort
 from cloister.base.errors import CloisterError
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.app import begin
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.offline import begin
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.root import root_of
 from cloister.keyservice.settings import Settings

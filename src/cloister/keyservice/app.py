@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,33 +15,32 @@ from cloister.adapters.logs import EventLog
 from cloister.adapters.metrics import Registry
 from cloister.adapters.tee.measurement import own_code
 from cloister.adapters.witness import HttpWitness, WitnessPort
-from cloister.attest.bundle import TrustBundle, open_bundle
 from cloister.attest.configuration import decode_configuration
-from cloister.attest.types import Attester, CollateralSource, Sealer, TeeType
+from cloister.attest.types import CollateralSource, TeeType
 from cloister.base.clock import Clock
-from cloister.base.errors import InvalidInput, Refused, Unavailable
-from cloister.base.limits import BLOCK_ENTRIES, KIB, MAX_BUNDLE
-from cloister.base.secret import SecretBytes
-from cloister.crypto.sign import SigningKey
+from cloister.base.errors import InvalidInput, Unavailable
+from cloister.base.limits import BLOCK_ENTRIES
 from cloister.keyservice.anchors.majority import MajorityAnchor
 from cloister.keyservice.anchors.port import Anchor, Unanchored
 from cloister.keyservice.anchors.probe import probe
 from cloister.keyservice.anchors.witnesses import WitnessAnchor
 from cloister.keyservice.bundles import Bundles
 from cloister.keyservice.control import CONTROL_FILE, make_control
-from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians, Custody, renew_now
+from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians, Custody
 from cloister.keyservice.epochs import Epochs
 from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
 from cloister.keyservice.limiting.limiter import Limiter
 from cloister.keyservice.limiting.rates import Rates
+from cloister.keyservice.offline import ROOT_FILE
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.releases import Releases
 from cloister.keyservice.replication.acceptance import Acceptance
 from cloister.keyservice.replication.handover import Donor
 from cloister.keyservice.replication.peers import HttpPeer, replica_identity
 from cloister.keyservice.replication.replica import Peer, Replica
-from cloister.keyservice.root import Root, make_root, new_root
-from cloister.keyservice.rotation import require_root, rotate_root, settled_root, stored
+from cloister.keyservice.root import Root
+from cloister.keyservice.rotation import require_root, stored
 from cloister.keyservice.server import KeyServiceServer
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
@@ -50,32 +48,13 @@ from cloister.keyservice.standing import Standing
 from cloister.keyservice.storage.place import StorePlace, store_place
 from cloister.keyservice.storage.port import Rows
 from cloister.keyservice.telemetry import Telemetry, observe_anchor, observe_keeper, observe_replica
-from cloister.log.entry import Genesis
-from cloister.wire.custody import Code
 
 if TYPE_CHECKING:
     import ssl
 
-ROOT_FILE: Final = "root.sealed"
 ADDRESS_FILE: Final = "address"
 NO_BUNDLE: Final = bytes(32)
 DRAIN_S: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Tee:
-    """Where it runs: evidence, sealing, and what the evidence says of the code.
-
-    :param sealer: ``None`` where the TEE has no key that survives a restart: a replica's root secret is in memory only.
-    """
-
-    attester: Attester
-    sealer: Sealer | None
-    measurement: bytes
-
-    def code(self, settings: Settings) -> Code:
-        """What a recovery record names it by (clause 13.24.4)."""
-        return Code(self.attester.tee.value, self.measurement, settings.measured().digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,171 +69,6 @@ class Assembled:
     anchor: Anchor
     keeper: Keeper
     replica: Replica | None = None
-
-
-def read_settings(path: Path | None) -> Settings:
-    """The configuration file, TOML.
-
-    :raises InvalidInput: ``configuration-malformed``.
-    """
-    if path is None:
-        return Settings()
-    try:
-        with path.open("rb") as file:
-            return Settings.read(tomllib.loads(file.read(64 * KIB).decode()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidInput("configuration-malformed", f"{path} is not readable as TOML: {error}") from error
-
-
-def simulated_tee(key_file: Path, settings: Settings, clock: Clock) -> Tee:
-    """The simulated TEE, measured over the installed code; the key file is the "platform".
-
-    :param key_file: 64 hexadecimal digits, the seed of an Ed25519 key.
-    :raises InvalidInput: ``simulation-key-malformed``. :raises Unavailable: ``installation-unreadable``.
-    """
-    from cloister.adapters.tee.simulation import SimulatedAttester, SimulatedSealer, measure_installation
-
-    try:
-        seed = SecretBytes.key(bytes.fromhex(key_file.read_text(encoding="ascii").strip()))
-    except (OSError, ValueError, InvalidInput) as error:
-        raise InvalidInput(
-            "simulation-key-malformed",
-            f"{key_file} does not hold a simulation key",
-            hint="It is a file with 64 hexadecimal digits.",
-        ) from error
-    key, measurement, digest = SigningKey.from_seed(seed), measure_installation(), settings.measured().digest
-    attester = SimulatedAttester(key, clock, configuration_digest=digest, measurement=measurement)
-    return Tee(attester, SimulatedSealer(seed, measurement=measurement, configuration_digest=digest), measurement)
-
-
-def hardware_tee(settings: Settings) -> Tee:
-    """The TEE of this machine, whichever it is; never simulation. One of several replicas needs no sealing key.
-
-    :raises Unavailable: ``evidence-unavailable``, ``sealing-unavailable``.
-    :raises Refused: ``tee-ambiguous``. :raises Tampered: ``evidence-device-lied``.
-    """
-    from cloister.adapters.tee.open import open_tee
-
-    found = open_tee(settings.measured().digest, sealing_needed=not settings.replicas)
-    return Tee(found.attester, found.sealer, found.measurement)
-
-
-def offered_bundle(path: Path | None, settings: Settings) -> Callable[[], bytes] | None:
-    """The operator's trust bundle file, read anew each time; ``None`` where none is configured.
-
-    :raises InvalidInput: ``bundle-missing`` when the configuration names a bundle root and there is no file;
-        ``bundle-unexpected`` the other way round.
-    """
-    if not settings.bundle_root:
-        if path is not None:
-            raise InvalidInput(
-                "bundle-unexpected",
-                "a trust bundle was given, but the configuration names no bundle_root",
-                hint="Add bundle_root to the KeyService's configuration; it is measured.",
-            )
-        return None
-    if path is None:
-        raise InvalidInput("bundle-missing", "the configuration names a bundle_root; say --bundle FILE")
-
-    def read() -> bytes:
-        try:
-            with path.open("rb") as file:
-                return file.read(MAX_BUNDLE + 1)
-        except OSError as error:
-            raise Unavailable("bundle-unreadable", f"{path} cannot be read: {error.strerror}") from error
-
-    return read
-
-
-def trust_bundle(offered: Callable[[], bytes], settings: Settings, clock: Clock) -> Callable[[], TrustBundle]:
-    """What is offered, believed; for one that has no log yet."""
-    return lambda: open_bundle(offered(), settings.bundle_root, settings.bundle_version, clock.now())
-
-
-def initialise(
-    state: Path,
-    tee: Tee,
-    settings: Settings,
-    clock: Clock,
-    store: StorePlace | None = None,
-    *,
-    custodians: Custodians = NO_CUSTODIANS,
-) -> Root:
-    """Make a new KeyService in a directory: root secret, store, first log entry, shares for custodians.
-
-    Without a sealing key the root secret is in what is returned only.
-
-    :param store: where its records go; by default in the same directory.
-    :param custodians: public keys of all that the settings name.
-    :raises InvalidInput: ``custodian-keys``.
-    :raises Refused: ``state-exists``.
-    :raises Unavailable: ``state-unwritable``, ``store-...``, ``custodians-extra-missing``.
-    """
-    custodians.check(settings)
-    store = store or store_place(state)
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable("state-unwritable", f"{state} cannot be made: {error.strerror}") from error
-    if store.exists():
-        raise Refused("state-exists", f"{store.name} holds a KeyService already")
-    if (state / ROOT_FILE).exists():
-        raise Refused("state-exists", f"{state} holds a root secret already")
-    rows, _ = store.open()  # before there is a secret: a database that is away leaves nothing behind
-    try:
-        root = new_root() if tee.sealer is None else make_root(state / ROOT_FILE, tee.sealer)
-    except BaseException:
-        rows.close()
-        raise
-    ledger = begin(rows, root, settings, clock)
-    try:
-        Custody(ledger, Unanchored(), custodians, root=root, settings=settings, code=tee.code(settings)).upkeep()
-    finally:
-        ledger.close()
-    return root
-
-
-def kept_root(state: Path, sealer: Sealer, store: StorePlace | None = None) -> Root:
-    """The root of a KeyService that was made or joined in this directory.
-
-    :param store: where its records are; by default in the same directory.
-    :raises Unavailable: ``state-missing``, ``state-unreadable``. :raises Tampered: as :func:`settled_root`.
-    """
-    return settled_root(state / ROOT_FILE, sealer, (store or store_place(state)).rows)
-
-
-def rotate(
-    state: Path,
-    tee: Tee,
-    settings: Settings,
-    *,
-    clock: Clock,
-    witnesses: Sequence[WitnessPort] = (),
-    store: StorePlace | None = None,
-    custodians: Custodians = NO_CUSTODIANS,
-) -> Root:
-    """Give the KeyService of this directory, which does not run, another root, and custodians shares of it.
-
-    :raises InvalidInput: ``custodian-keys``. :raises CloisterError: as :func:`rotate_root`. After one, a set that is
-        due is made by the KeyService when it runs.
-    """
-    custodians.check(settings)
-    if tee.sealer is None:
-        raise AssertionError
-    rows = (store or store_place(state)).rows
-    root = rotate_root(state / ROOT_FILE, tee.sealer, settings, rows, clock=clock, witnesses=witnesses)
-    renew_now(rows(), root, custodians, settings=settings, code=tee.code(settings), clock=clock)
-    return root
-
-
-def begin(rows: Rows, root: Root, settings: Settings, clock: Clock) -> Ledger:
-    """A new log in an empty store."""
-    try:
-        genesis = Genesis(root.id, root.log_key.public_key, settings.measured().encoded)
-        return Ledger.begin(stored(rows, root), clock, genesis)
-    except BaseException:
-        rows.close()
-        raise
 
 
 def assemble(

@@ -17,7 +17,8 @@ from cloister.keyservice.settings import NO_ROLLBACK_PROTECTION, Settings
 from cloister.keyservice.storage.port import Rows
 
 if TYPE_CHECKING:
-    from cloister.keyservice.app import Assembled, Tee
+    from cloister.keyservice.app import Assembled
+    from cloister.keyservice.opening import Tee
 
 SINGLE: Final = "single"
 

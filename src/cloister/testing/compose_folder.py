@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cloister.attest.policy_toml import format_policy
-from cloister.keyservice.app import read_settings
+from cloister.keyservice.opening import read_settings
 from cloister.testing.local_cloud import LocalCloud
 
 KEYSERVICE_PORT: Final = 7400

@@ -14,9 +14,10 @@ from typing import Any, Final, final
 
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.app import ROOT_FILE, Tee, initialise
 from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.offline import ROOT_FILE, initialise
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.root import Root, open_root
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.storage.place import STORE_FILE

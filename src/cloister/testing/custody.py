@@ -14,9 +14,9 @@ from cloister.base.errors import InvalidInput
 from cloister.client import custodian
 from cloister.client.custodian import Given
 from cloister.crypto.hpke import HpkePrivateKey
-from cloister.keyservice.app import Tee
 from cloister.keyservice.custody.recovery import Asking
 from cloister.keyservice.custody.restoring import Restoring
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.storage.port import Rows
 from cloister.testing.collateral import NoCollateral

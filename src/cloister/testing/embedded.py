@@ -19,9 +19,11 @@ from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.anchors.port import Unanchored
-from cloister.keyservice.app import NO_BUNDLE, ROOT_FILE, Assembled, Tee, assemble, begin
+from cloister.keyservice.app import NO_BUNDLE, Assembled, assemble
 from cloister.keyservice.custody.upkeep import Custodians, Custody
 from cloister.keyservice.limiting.rates import Rates
+from cloister.keyservice.offline import ROOT_FILE, begin
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.replication.handover import (
     CHALLENGE_PATH,
     DESCRIPTION_PATH,

@@ -19,7 +19,9 @@ from cloister.attest.types import Attester, Collateral, CollateralSource, TeeTyp
 from cloister.base.clock import Clock
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
-from cloister.keyservice.app import NO_BUNDLE, Tee, assemble, begin
+from cloister.keyservice.app import NO_BUNDLE, assemble
+from cloister.keyservice.offline import begin
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.root import root_of
 from cloister.keyservice.service import KeyService
 from cloister.keyservice.settings import Settings

@@ -16,8 +16,9 @@ from cloister.base.errors import Unavailable
 from cloister.base.limits import MAX_STATUS
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import ROOT_FILE, initialise, read_settings, simulated_tee
 from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians
+from cloister.keyservice.offline import ROOT_FILE, initialise
+from cloister.keyservice.opening import read_settings, simulated_tee
 from cloister.keyservice.root import open_root
 from cloister.keyservice.storage.place import store_place
 from cloister.testing.plenty import plenty_of_everything

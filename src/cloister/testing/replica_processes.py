@@ -23,7 +23,8 @@ from cloister.attest.policy import Policy
 from cloister.base.errors import CloisterError, Unavailable
 from cloister.client.profile import Profile
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import initialise, read_settings, simulated_tee
+from cloister.keyservice.offline import initialise
+from cloister.keyservice.opening import read_settings, simulated_tee
 from cloister.keyservice.storage.place import store_place
 from cloister.testing.people import simulation_policy
 from cloister.testing.plenty import plenty_of_everything

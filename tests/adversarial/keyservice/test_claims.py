@@ -15,7 +15,8 @@ from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.digest import Context
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import Tee, assemble
+from cloister.keyservice.app import assemble
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.root import make_root, open_root
 from cloister.keyservice.settings import Settings
 from cloister.log.merkle import verify_consistency

@@ -16,12 +16,12 @@ from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered,
 from cloister.base.ids import ModelId
 from cloister.base.limits import BACKUP_ROWS, MAX_BACKUP_RECORD, REQUEST_FRESHNESS_S
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.app import ROOT_FILE
 from cloister.keyservice.backup.format import read_backup
 from cloister.keyservice.backup.judging import Known, ask_witnesses, known_from_file
 from cloister.keyservice.backup.restoring import authenticate, copy_rows, inspect, restore_state
 from cloister.keyservice.backup.writing import backup_pieces, keep_backup
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.offline import ROOT_FILE
 from cloister.keyservice.root import keep_root, root_of
 from cloister.keyservice.storage.place import STORE_FILE
 from cloister.keyservice.storage.sealed import SealedStore

@@ -24,10 +24,10 @@ from cloister.client.audit import describe
 from cloister.crypto.digest import Context
 from cloister.crypto.hpke import HpkePrivateKey, seal
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import ROOT_FILE
 from cloister.keyservice.custody.restoring import Restoring
 from cloister.keyservice.custody.sets import make_record, open_record
 from cloister.keyservice.custody.upkeep import Custodians
+from cloister.keyservice.offline import ROOT_FILE
 from cloister.keyservice.root import Root, open_root, root_of
 from cloister.keyservice.settings import Settings
 from cloister.keyservice.storage.port import HEAD, RECOVERY_ROW

@@ -21,8 +21,9 @@ from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.client.custodian import public_file
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import ROOT_FILE, read_settings, simulated_tee
 from cloister.keyservice.custody.upkeep import Custodians
+from cloister.keyservice.offline import ROOT_FILE
+from cloister.keyservice.opening import read_settings, simulated_tee
 from cloister.testing.embedded import attest_request
 from cloister.testing.keyservice_clone import snapshot
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess

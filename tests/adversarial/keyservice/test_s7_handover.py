@@ -18,7 +18,8 @@ from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered,
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import ROOT_FILE, Tee
+from cloister.keyservice.offline import ROOT_FILE
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.replication.handover import (
     CHALLENGE_PATH,
     HANDOVER_PATH,

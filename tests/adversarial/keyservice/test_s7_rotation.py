@@ -20,8 +20,8 @@ from cloister.base.errors import CloisterError, Unavailable
 from cloister.base.ids import ModelId
 from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import ROOT_FILE
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.offline import ROOT_FILE
 from cloister.keyservice.root import Root, decode_root, keep_root, open_root, root_of
 from cloister.keyservice.rotation import newer, rotate_root, settled_root, stored
 from cloister.keyservice.storage.chain import chain_link

@@ -9,7 +9,7 @@ import pytest
 
 from cloister.base.errors import CloisterError, Tampered, Unavailable
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.app import ROOT_FILE
+from cloister.keyservice.offline import ROOT_FILE
 from cloister.keyservice.root import Root, keep_root, root_of
 from cloister.keyservice.rotation import rotate_root, stored
 from cloister.log.receipt import check_statement_receipt

@@ -18,7 +18,8 @@ from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered,
 from cloister.client.audit import describe
 from cloister.crypto.hpke import HpkePrivateKey
 from cloister.crypto.sign import SigningKey
-from cloister.keyservice.app import ROOT_FILE, Tee
+from cloister.keyservice.offline import ROOT_FILE
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.replication.handover import CHALLENGE_PATH, HANDOVER_PATH, Joiner, check_successor
 from cloister.keyservice.replication.joining import Joining, find_root
 from cloister.keyservice.replication.replica import FOLLOWER, LEADER, OUTGROWN

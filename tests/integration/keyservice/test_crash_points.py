@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from cloister.base.errors import CloisterError, Tampered, Unavailable
-from cloister.keyservice.app import ROOT_FILE
 from cloister.keyservice.keeper import Keeper
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.offline import ROOT_FILE
 from cloister.keyservice.root import Root
 from cloister.keyservice.storage.place import STORE_FILE
 from cloister.keyservice.storage.sqlite import SqliteRows

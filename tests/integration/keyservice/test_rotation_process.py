@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.keyservice.app import ROOT_FILE
+from cloister.keyservice.offline import ROOT_FILE
 from cloister.keyservice.rotation import newer
 from cloister.testing.keyservice_process import HttpCaller, KeyServiceProcess
 from cloister.testing.people import Person

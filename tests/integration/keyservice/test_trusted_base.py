@@ -27,7 +27,7 @@ import tempfile
 from pathlib import Path
 from cloister.adapters.clock import SystemClock
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.app import begin
+from cloister.keyservice.offline import begin
 from cloister.keyservice.root import root_of
 from cloister.keyservice.storage.sqlite import SqliteRows
 from cloister.testing.embedded import EmbeddedKeyService

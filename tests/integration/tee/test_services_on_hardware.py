@@ -28,7 +28,9 @@ from cloister.attest.verify import verify
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Unavailable
 from cloister.base.secret import SecretBytes
 from cloister.crypto.hpke import HpkePrivateKey
-from cloister.keyservice.app import NO_BUNDLE, Assembled, Tee, assemble, begin, hardware_tee
+from cloister.keyservice.app import NO_BUNDLE, Assembled, assemble
+from cloister.keyservice.offline import begin
+from cloister.keyservice.opening import Tee, hardware_tee
 from cloister.keyservice.root import root_of
 from cloister.keyservice.settings import Settings
 from cloister.testing.clock import FakeClock

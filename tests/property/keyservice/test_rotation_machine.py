@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cloister.base.errors import CloisterError
 from cloister.base.secret import SecretBytes
-from cloister.keyservice.app import ROOT_FILE
+from cloister.keyservice.offline import ROOT_FILE
 from cloister.keyservice.root import Root, keep_root, root_of
 from cloister.keyservice.rotation import rotate_root
 from cloister.log.receipt import verify_receipt

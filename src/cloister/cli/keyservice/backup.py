@@ -122,9 +122,9 @@ def _write(target: Path, source: io.BufferedReader, progress: Progress) -> Writt
 
 
 def _from_stopped(args: argparse.Namespace, progress: Progress) -> Written:
-    from cloister.keyservice.app import ROOT_FILE, kept_root
     from cloister.keyservice.backup.writing import backup_pieces, sealed_root
     from cloister.keyservice.ledger import Ledger
+    from cloister.keyservice.offline import ROOT_FILE, kept_root
     from cloister.keyservice.rotation import require_root, stored
     from cloister.keyservice.storage.place import store_place
 

@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
-    from cloister.keyservice.app import ROOT_FILE, initialise, kept_root
+    from cloister.keyservice.offline import ROOT_FILE, initialise, kept_root
     from cloister.keyservice.storage.place import store_place
 
     state: Path = args.state

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from cloister.adapters.http.blocking import HttpClient
     from cloister.adapters.keyservice import HttpTransport
     from cloister.adapters.tee.endorsing import EndorsingAttester
-    from cloister.keyservice.app import offered_bundle, trust_bundle
+    from cloister.keyservice.opening import offered_bundle, trust_bundle
     from cloister.keyservice.replication.joining import Joining, join
 
     state: Path = args.state

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from cloister.adapters.http.blocking import BlockingAnswer, HttpClient
     from cloister.base.clock import Clock
-    from cloister.keyservice.app import Tee
     from cloister.keyservice.custody.upkeep import Custodians
+    from cloister.keyservice.opening import Tee
     from cloister.keyservice.settings import Settings
 
 
@@ -128,10 +128,10 @@ class Place:
 def open_place(args: argparse.Namespace) -> Place:
     """What :func:`add_tee` names.
 
-    :raises CloisterError: as ``keyservice.app.read_settings``, ``simulated_tee`` and ``hardware_tee``.
+    :raises CloisterError: as ``keyservice.opening.read_settings``, ``simulated_tee`` and ``hardware_tee``.
     """
     from cloister.adapters.clock import SystemClock
-    from cloister.keyservice.app import hardware_tee, read_settings, simulated_tee
+    from cloister.keyservice.opening import hardware_tee, read_settings, simulated_tee
 
     settings, clock = read_settings(args.configuration), SystemClock()
     key = args.simulation_key
@@ -150,7 +150,7 @@ class PlaceIfAny:
 def open_place_if_any(args: argparse.Namespace) -> PlaceIfAny:
     """As :func:`open_place`, for what can be done in part on a machine without a TEE."""
     from cloister.adapters.clock import SystemClock
-    from cloister.keyservice.app import read_settings
+    from cloister.keyservice.opening import read_settings
 
     try:
         place = open_place(args)

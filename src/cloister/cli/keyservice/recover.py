@@ -49,9 +49,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _recover(args: argparse.Namespace, out: Output, serving: serve.Serving) -> tuple[Root, int]:
     from cloister.adapters.process import run as run_loop
-    from cloister.keyservice.app import trust_bundle
     from cloister.keyservice.custody.restoring import Restoring
     from cloister.keyservice.custody.server import gather
+    from cloister.keyservice.opening import trust_bundle
 
     host, port = parse_listen(args.listen)
     if serving.offered is None:

@@ -58,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
-    from cloister.keyservice.app import ROOT_FILE
     from cloister.keyservice.backup.restoring import inspect, restore_state
+    from cloister.keyservice.offline import ROOT_FILE
     from cloister.keyservice.storage.place import store_place
 
     backup: Path = args.backup

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
     from cloister.adapters.http.blocking import HttpClient
     from cloister.adapters.witness import HttpWitness
-    from cloister.keyservice.app import rotate
+    from cloister.keyservice.offline import rotate
     from cloister.keyservice.storage.place import store_place
 
     store, custodians = store_place(args.state, args.store), options.custodians(args)

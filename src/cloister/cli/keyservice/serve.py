@@ -15,9 +15,9 @@ from cloister.cli.output import Output
 if TYPE_CHECKING:
     from cloister.adapters.logs import EventLog
     from cloister.attest.types import CollateralSource
-    from cloister.keyservice.app import Tee
     from cloister.keyservice.custody.upkeep import Custodians
     from cloister.keyservice.limiting.rates import Rates
+    from cloister.keyservice.opening import Tee
     from cloister.keyservice.root import Root
     from cloister.keyservice.storage.place import StorePlace
 
@@ -121,8 +121,8 @@ def open_serving(args: argparse.Namespace) -> Serving:
     from cloister.adapters.collateral.configured import open_collateral
     from cloister.adapters.logs import JsonLog
     from cloister.adapters.tee.endorsing import EndorsingAttester
-    from cloister.keyservice.app import offered_bundle
     from cloister.keyservice.limiting.rates import read_rates
+    from cloister.keyservice.opening import offered_bundle
     from cloister.keyservice.storage.place import store_place
 
     parse_listen(args.listen)
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Do it."""
     from cloister.adapters.http.blocking import HttpClient
     from cloister.adapters.keyservice import HttpTransport
-    from cloister.keyservice.app import trust_bundle
+    from cloister.keyservice.opening import trust_bundle
     from cloister.keyservice.replication.joining import Joining, find_root
 
     serving = open_serving(args)

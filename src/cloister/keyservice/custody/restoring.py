@@ -13,9 +13,10 @@ from cloister.base.clock import Clock
 from cloister.base.errors import Refused, Unavailable
 from cloister.crypto import sharing
 from cloister.crypto.digest import same
-from cloister.keyservice.app import ROOT_FILE, Tee
 from cloister.keyservice.custody.recovery import Asking
 from cloister.keyservice.ledger import Ledger
+from cloister.keyservice.offline import ROOT_FILE
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.proposals import Proposal
 from cloister.keyservice.root import Root, keep_root
 from cloister.keyservice.rotation import require_root, stored

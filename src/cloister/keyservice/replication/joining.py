@@ -15,8 +15,9 @@ from cloister.attest.types import CollateralSource
 from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, InvalidInput, Refused, Tampered, Unavailable
 from cloister.base.limits import JOIN_PATIENCE_S, JOIN_RETRY_S
-from cloister.keyservice.app import ROOT_FILE, Tee, initialise, kept_root
 from cloister.keyservice.custody.upkeep import NO_CUSTODIANS, Custodians
+from cloister.keyservice.offline import ROOT_FILE, initialise, kept_root
+from cloister.keyservice.opening import Tee
 from cloister.keyservice.replication.handover import Joiner
 from cloister.keyservice.root import Root, keep_root
 from cloister.keyservice.settings import Settings
@@ -92,7 +93,7 @@ def find_root(
 
     :param new: make a new KeyService where there is nothing and no replica answers; only without a sealing key.
     :param store: where its records are; by default in the state directory.
-    :param custodians: of a new one, as :func:`~cloister.keyservice.app.initialise`.
+    :param custodians: of a new one, as :func:`~cloister.keyservice.offline.initialise`.
     :raises InvalidInput: ``argument``: a new one where ``init`` makes one that lasts.
     :raises Unavailable: ``state-missing``, ``state-unreadable``; no replica handed it over in time.
     :raises Tampered: as :func:`~cloister.keyservice.root.open_root`. :raises CloisterError: as :func:`join`.

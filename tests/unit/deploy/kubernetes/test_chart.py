@@ -201,7 +201,7 @@ def test_gateways_read_what_the_chart_writes(example: dict[str, Any], render: Re
 
 
 def test_the_keyservice_reads_what_the_chart_writes(example: dict[str, Any], render: Render, tmp_path: Path) -> None:
-    from cloister.keyservice.app import read_settings
+    from cloister.keyservice.opening import read_settings
 
     (text,) = [
         item["data"]["keyservice.toml"]
