@@ -14,7 +14,8 @@ from cloister.base.clock import Clock
 from cloister.base.errors import CloisterError, Tampered, Unavailable
 from cloister.base.limits import SCRUB_ENTRIES, SCRUB_PAUSE, SNAPSHOT_ENTRIES, SNAPSHOT_LEAST, SNAPSHOT_SHARE
 from cloister.keyservice import snapshots
-from cloister.keyservice.ledger import Held, Ledger
+from cloister.keyservice.history import Held
+from cloister.keyservice.ledger import Ledger
 from cloister.log.merkle import HASH_LENGTH, MerkleTree
 
 _PAUSE_S: Final = 1.0
