@@ -104,7 +104,8 @@ class Ledger(History):
         ``propose`` runs under the writer's lock with every earlier entry applied: it must not block. It may raise
         (nothing is written, the error is raised here) or return ``None`` (nothing is written).
 
-        :raises Unavailable: ``store-unavailable``: nothing happened; ``keyservice-busy``; ``keyservice-closing``;
+        :raises Unavailable: ``store-unavailable``: nothing happened, unless this process dies before it writes again:
+            then it may be there, whole; ``keyservice-busy``; ``keyservice-closing``;
             ``keyservice-unconfirmed``, ``keyservice-superseded``: nothing would be confirmed, so nothing was written.
         """
         self._anchor.require()

@@ -149,8 +149,9 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_and_one_with_room_again(small: Path) -> None:
+def test_a_full_disk_and_one_with_room_again(small: Path, request: pytest.FixtureRequest) -> None:
     process = KeyServiceProcess(small)
+    request.addfinalizer(process.kill)
     process.start()
     said = Said(process)
     said.say()
@@ -170,8 +171,9 @@ def test_a_full_disk_and_one_with_room_again(small: Path) -> None:
     process.kill()
 
 
-def test_starting_on_a_read_only_file_system(small: Path) -> None:
+def test_starting_on_a_read_only_file_system(small: Path, request: pytest.FixtureRequest) -> None:
     process = KeyServiceProcess(small, log=small.parent / "log.jsonl")
+    request.addfinalizer(process.kill)
     process.start()
     said = Said(process)
     said.say()
