@@ -142,9 +142,12 @@ def _suffix() -> str:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One on which nothing listens, outside the range from which Linux takes ports for connections meanwhile."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))  # as the container will
+            return port
 
 
 def _template(name: str, service: Object, port: int) -> Object:
