@@ -371,7 +371,7 @@ def test_s7_asking_what_witnesses_know_tells_them_nothing(world: World) -> None:
     """One that holds more than they co-signed asks, and they stay where they are."""
     leader = world.cluster.leader()
     world.cluster.until(world.cluster.equal)
-    before = [witness.record(ROOT.id).newest for witness in world.cluster.witnesses]
+    confirmed = max(witness.record(ROOT.id).newest.size for witness in world.cluster.witnesses)
     world.cluster.part([world.cluster.number(leader)], world.others(leader))
     with pytest.raises(Unavailable):
         world.cluster.attempt(lambda: leader.say(world.owner.statement(world.grant)))
@@ -379,7 +379,9 @@ def test_s7_asking_what_witnesses_know_tells_them_nothing(world: World) -> None:
     assert (found.agree, found.ahead, found.other) == (3, 0, 0)
     assert found.head is not None
     assert found.head.size < leader.assembled.ledger.position()[0]
-    assert [witness.record(ROOT.id).newest for witness in world.cluster.witnesses] == before
+    assert leader.assembled.ledger.position()[0] > confirmed
+    for witness in world.cluster.witnesses:  # one that was late may have got there since, and no further
+        assert witness.record(ROOT.id).newest.size <= confirmed
 
 
 # --- the network between ---
