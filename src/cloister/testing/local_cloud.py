@@ -292,9 +292,9 @@ class LocalCloud:
         try:
             while clock.monotonic() < end:
                 answers = [client.request("GET", address, "/v1/replica/role").checked() for address in addresses]
-                roles = [json.loads(bytes(answer.body))["role"] for answer in answers]
-                if "searching" not in roles:
-                    return
+                said = [json.loads(bytes(answer.body)) for answer in answers]
+                if all(one["role"] != "searching" and one["behind"] == 0 for one in said):
+                    return  # one whose log is still empty could not take over
                 time.sleep(_POLL_S)
         finally:
             client.close()
