@@ -43,12 +43,13 @@ def export_own(client: Client, *, leaves: bool) -> tuple[ExportHeader, bytes, li
     found = [*client.events(), *client.keyservice_events()]  # first: the head that follows holds them all
     events = sorted(found, key=itemgetter("index"))
     header, hashes = client.account.link.export()
-    tree = _tree(hashes)
+    size = len(hashes) // HASH_LENGTH
+    tree = MerkleTree() if leaves else MerkleTree(_leaf(hashes, index) for index in range(size))
     opened = []
     for item in events:
         index, encoded = item["index"], item["entry"]
-        if index < tree.size:  # otherwise not confirmed yet
-            _require_leaf(tree, index, encoded)
+        if index < size:  # otherwise not confirmed yet
+            _require_leaf(hashes, index, encoded)
             opened.append(OpenedEntry(index, encoded, () if leaves else tree.inclusion(index)))
     return header, hashes if leaves else b"", opened
 
@@ -61,25 +62,25 @@ def export_all(client: Client) -> tuple[ExportHeader, bytes, Iterator[OpenedEntr
     header, hashes = client.account.link.export()
 
     def opened() -> Iterator[OpenedEntry]:
-        tree, expected = _tree(hashes), 0
+        expected = 0
         for index, encoded in client.history():
-            if index >= tree.size:  # written meanwhile
+            if index >= header.head.size:  # written meanwhile
                 break
-            _require_leaf(tree, index, encoded)
+            _require_leaf(hashes, index, encoded)
             expected += 1
             yield OpenedEntry(index, encoded)
-        if expected < tree.size:
-            raise Tampered("log-inclusion", f"the KeyService keeps entry {expected} of {tree.size} back")
+        if expected < header.head.size:
+            raise Tampered("log-inclusion", f"the KeyService keeps entry {expected} of {header.head.size} back")
 
     return header, hashes, opened()
 
 
-def _tree(hashes: bytes) -> MerkleTree:
-    return MerkleTree(hashes[at : at + HASH_LENGTH] for at in range(0, len(hashes), HASH_LENGTH))
+def _leaf(hashes: bytes, index: int) -> bytes:
+    return hashes[index * HASH_LENGTH : (index + 1) * HASH_LENGTH]
 
 
-def _require_leaf(tree: MerkleTree, index: int, encoded: bytes) -> None:
-    if entry_leaf(encoded) != tree.leaf(index):
+def _require_leaf(hashes: bytes, index: int, encoded: bytes) -> None:
+    if entry_leaf(encoded) != _leaf(hashes, index):
         raise Tampered("log-inclusion", f"the entry shown as {index} is not the one in the log")
 
 
