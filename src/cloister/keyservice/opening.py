@@ -12,7 +12,6 @@ from cloister.attest.types import Attester, Sealer
 from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput, Unavailable
 from cloister.base.limits import KIB, MAX_BUNDLE
-from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.keyservice.settings import Settings
 from cloister.wire.custody import Code
@@ -54,16 +53,14 @@ def simulated_tee(key_file: Path, settings: Settings, clock: Clock) -> Tee:
     :param key_file: 64 hexadecimal digits, the seed of an Ed25519 key.
     :raises InvalidInput: ``simulation-key-malformed``. :raises Unavailable: ``installation-unreadable``.
     """
-    from cloister.adapters.tee.simulation import SimulatedAttester, SimulatedSealer, measure_installation
+    from cloister.adapters.tee.simulation import (
+        SimulatedAttester,
+        SimulatedSealer,
+        measure_installation,
+        read_platform_seed,
+    )
 
-    try:
-        seed = SecretBytes.key(bytes.fromhex(key_file.read_text(encoding="ascii").strip()))
-    except (OSError, ValueError, InvalidInput) as error:
-        raise InvalidInput(
-            "simulation-key-malformed",
-            f"{key_file} does not hold a simulation key",
-            hint="It is a file with 64 hexadecimal digits.",
-        ) from error
+    seed = read_platform_seed(key_file)
     key, measurement, digest = SigningKey.from_seed(seed), measure_installation(), settings.measured().digest
     attester = SimulatedAttester(key, clock, configuration_digest=digest, measurement=measurement)
     return Tee(attester, SimulatedSealer(seed, measurement=measurement, configuration_digest=digest), measurement)

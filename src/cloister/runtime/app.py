@@ -24,7 +24,6 @@ from cloister.base.clock import Clock
 from cloister.base.errors import InvalidInput
 from cloister.base.ids import ModelId
 from cloister.base.limits import MAX_BUNDLE
-from cloister.base.secret import SecretBytes
 from cloister.crypto.sign import SigningKey
 from cloister.runtime.core import Ports, Runtime
 from cloister.runtime.messages import RuntimeIdentity
@@ -88,18 +87,11 @@ def simulated(key_file: Path, options: RuntimeOptions, clock: Clock) -> tuple[At
     :param key_file: 64 hexadecimal digits, the seed of an Ed25519 key.
     :raises InvalidInput: ``simulation-key-malformed``. :raises Unavailable: ``installation-unreadable``.
     """
-    from cloister.adapters.tee.simulation import SimulatedAttester
+    from cloister.adapters.tee.simulation import SimulatedAttester, read_platform_seed
 
-    try:
-        seed = SecretBytes.key(bytes.fromhex(key_file.read_text(encoding="ascii").strip()))
-    except (OSError, ValueError, InvalidInput) as error:
-        raise InvalidInput(
-            "simulation-key-malformed",
-            f"{key_file} does not hold a simulation key",
-            hint="It is a file with 64 hexadecimal digits.",
-        ) from error
     configuration = options.measured().digest
-    attester = SimulatedAttester(SigningKey.from_seed(seed), clock, configuration_digest=configuration)
+    key = SigningKey.from_seed(read_platform_seed(key_file))
+    attester = SimulatedAttester(key, clock, configuration_digest=configuration)
     return attester, RuntimeIdentity(attester.tee, attester.measurement, configuration)
 
 

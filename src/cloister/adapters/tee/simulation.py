@@ -76,6 +76,21 @@ def _add(total: hashlib._Hash, *parts: bytes) -> None:
         total.update(part)
 
 
+def read_platform_seed(path: Path) -> SecretBytes:
+    """The seed of the simulated platform's key, from a file with 64 hexadecimal digits.
+
+    :raises InvalidInput: ``simulation-key-malformed``.
+    """
+    try:
+        return SecretBytes.key(bytes.fromhex(path.read_text(encoding="ascii").strip()))
+    except (OSError, ValueError, InvalidInput) as error:
+        raise InvalidInput(
+            "simulation-key-malformed",
+            f"{path} does not hold a simulation key",
+            hint="It is a file with 64 hexadecimal digits.",
+        ) from error
+
+
 @final
 class SimulatedAttester:
     """``cloister.attest.types.Attester`` without a TEE.
